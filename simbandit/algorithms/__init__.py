@@ -1,0 +1,56 @@
+"""The registry: every algorithm by its field's name. A new one is a frozen dataclass and a line here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+from simbandit.algorithms.direct import Direct, loss_parameters
+from simbandit.algorithms.gshf import GSHF
+from simbandit.algorithms.offline import KLPCB, RSO, GSHFOffline, PessimisticMLE
+from simbandit.algorithms.online import KLUCB, Greedy, TwoStage, Uniform
+from simbandit.types import Algorithm
+
+REGISTRY: dict[str, Algorithm] = {
+    "uniform": Uniform(),
+    "greedy": Greedy(),
+    "kl_ucb": KLUCB(),
+    "two_stage": TwoStage(),
+    "gshf_online": GSHF(),
+    "gshf_hybrid": GSHF(enhancer="reference"),
+    "gshf_offline": GSHFOffline(),
+    "pessimistic_mle": PessimisticMLE(),
+    "kl_pcb": KLPCB(),
+    "rso": RSO(steps=4),
+    "online_dpo": Direct(loss="dpo"),
+    "inpo": Direct(loss="inpo", data="fresh", anchor="mirror", loss_parameters=(("step_size", 1.0),)),
+}
+
+
+def names() -> list[str]:
+    """The registered algorithms."""
+    return sorted(REGISTRY)
+
+
+def create(name: str, **hyperparameters: Any) -> Algorithm:
+    """A registered algorithm, with some of its hyper-parameters changed.
+
+    A direct method also takes its loss's own parameters by name: `create("inpo", step_size=0.5)`.
+    Raises ValueError for an unknown name (nearest offered) or hyper-parameter (allowed ones listed).
+    """
+    if name not in REGISTRY:
+        near = difflib.get_close_matches(name, REGISTRY, n=3) or names()
+        raise ValueError(f"name: no algorithm is called {name!r}; did you mean {', '.join(near)}?")
+    algorithm: Any = REGISTRY[name]
+    fields = {f.name for f in dataclasses.fields(algorithm)}
+    if isinstance(algorithm, Direct):
+        own = loss_parameters(hyperparameters.get("loss", algorithm.loss))
+        values = {k: v for k, v in algorithm.loss_parameters if k in own}
+        values |= {k: hyperparameters.pop(k) for k in own if k in hyperparameters}
+        hyperparameters.setdefault("loss_parameters", tuple(sorted(values.items())))
+        fields |= set(own)
+    unknown = sorted(set(hyperparameters) - fields)
+    if unknown:
+        raise ValueError(f"{unknown[0]}: {name} has no such hyper-parameter; it has {', '.join(sorted(fields))}")
+    return dataclasses.replace(algorithm, **hyperparameters)

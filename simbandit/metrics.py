@@ -1,0 +1,231 @@
+"""Exact quantities of a running simulation, registered in one place. A metric is a plain function of a `Snapshot`.
+
+`suboptimality` and its kin are of the policy, over all contexts (the evaluation sample in a world of fresh contexts);
+`reward_regret` is of the actions played at the contexts drawn. `cumulative_NAME` sums NAME over all earlier rounds,
+once per interaction of a batch. A metric that has no value yet (a fit before any data) returns None: no row is written.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from simbandit.policies import Policy
+from simbandit.types import Contexts, Info, Instance
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a metric may look at: the truth, the policy that plays round t, what it played (None in the last row)."""
+
+    instance: Any
+    oracle: Any
+    kl_coef: float
+    policy: Policy
+    info: Info
+    queries: float
+    oracle_evaluations: int
+    informative: Tensor
+    optimum: Tensor | None = field(repr=False, default=None)
+    best_rewards: Tensor | None = field(repr=False, default=None)
+    contexts: Contexts | None = None
+    actions: Tensor | None = None
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """(R, X, A) over the evaluation contexts."""
+        return self.policy.log_probs(self.instance.evaluation)
+
+    @cached_property
+    def rewards(self) -> Tensor:
+        return self.instance.rewards(self.instance.evaluation)
+
+    @property
+    def ref_log_probs(self) -> Tensor:
+        return self.instance.evaluation.ref_log_probs
+
+    def over_contexts(self, values: Tensor) -> Tensor:
+        """(R, X) -> (R,) under the law of contexts."""
+        return (values * self.instance.evaluation.weights).sum(-1)
+
+    def expect(self, log_probs: Tensor, values: Tensor) -> Tensor:
+        """E_x E_pi[values], (R,)."""
+        return self.over_contexts((log_probs.exp() * values).sum(-1))
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) over the last axis, as a sum of non-negative terms p (d + expm1(-d)), d = log p - log q: no digits are
+    lost when p is close to q. Infinite where p has mass that q lacks."""
+    d = torch.where(torch.isneginf(log_p), 0.0, log_p - log_q)
+    terms = log_p.exp() * (d + torch.expm1(-d))
+    missing = torch.where(torch.isneginf(log_p), log_q.exp(), 0.0)  # q's mass where p has none: p (e^-d) -> q
+    return terms.sum(-1) + missing.sum(-1)
+
+
+def best_reward(rewards: Tensor, ref_log_probs: Tensor) -> Tensor:
+    """max over the offered actions, (R, X)."""
+    return torch.where(torch.isneginf(ref_log_probs), -torch.inf, rewards).amax(-1)
+
+
+def suboptimality(s: Snapshot) -> Tensor:
+    """J(pi*) - J(pi) = kl_coef KL(pi || pi*), exactly."""
+    return s.kl_coef * kl_to_optimum(s)
+
+
+def kl_to_optimum(s: Snapshot) -> Tensor:
+    """KL(pi || pi*), nats."""
+    assert s.optimum is not None
+    return s.over_contexts(kl(s.log_probs, s.optimum))
+
+
+def kl_to_ref(s: Snapshot) -> Tensor:
+    """KL(pi || pi_ref), nats."""
+    return s.over_contexts(kl(s.log_probs, s.ref_log_probs))
+
+
+def expected_reward(s: Snapshot) -> Tensor:
+    """E_pi[r], without the KL term."""
+    return s.expect(s.log_probs, s.rewards)
+
+
+def policy_reward_regret(s: Snapshot) -> Tensor:
+    """E_x[max_a r] - E_pi[r]: unregularised regret of the policy, not of what was played."""
+    return s.over_contexts(best_reward(s.rewards, s.ref_log_probs)) - s.expect(s.log_probs, s.rewards)
+
+
+def _argmax_gaps(s: Snapshot) -> Tensor:
+    top = s.log_probs >= s.log_probs.amax(-1, keepdim=True) - 1e-9
+    chosen = top.to(torch.int8).argmax(-1, keepdim=True)
+    return best_reward(s.rewards, s.ref_log_probs) - s.rewards.gather(-1, chosen).squeeze(-1)
+
+
+def argmax_regret(s: Snapshot) -> Tensor:
+    """E_x[max_a r - r at the policy's most probable action] (first index within 1e-9)."""
+    return s.over_contexts(_argmax_gaps(s))
+
+
+def worst_argmax_regret(s: Snapshot) -> Tensor:
+    """max_x of `argmax_regret`'s summand: the simple regret of active preference collection."""
+    return _argmax_gaps(s).amax(-1)
+
+
+def reward_regret(s: Snapshot) -> Tensor | None:
+    """Expected reward lost by the actions played at the contexts drawn (mean over the batch and a duel's actions)."""
+    if s.actions is None or s.contexts is None or s.actions.is_floating_point():
+        return None
+    played = s.instance.rewards_of(s.contexts, s.actions).mean(-1)
+    if s.best_rewards is not None:
+        return (s.contexts.rows(s.best_rewards) - played).mean(-1)
+    return (best_reward(s.instance.rewards(s.contexts), s.contexts.ref_log_probs) - played).mean(-1)
+
+
+def win_rate_vs_ref(s: Snapshot) -> Tensor:
+    """E_x P(a > b) for a ~ pi, b ~ pi_ref, exactly."""
+    evaluation = s.instance.evaluation
+    wins = s.oracle.win_rates(evaluation, s.ref_log_probs)
+    return s.expect(s.log_probs, wins)
+
+
+def informative_pairs(s: Snapshot) -> Tensor:
+    """Duels so far whose two actions differ."""
+    return s.informative
+
+
+def estimation_error(s: Snapshot) -> Tensor | None:
+    """||theta_hat - theta*|| in the norm of the data, sqrt(mean over observations of <theta_hat - theta*, z>^2)."""
+    if s.info.theta is None or s.info.data_matrix is None or s.instance.theta is None or s.queries == 0:
+        return None
+    u = s.info.theta - s.instance.theta
+    return torch.einsum("rd,rde,re->r", u, s.info.data_matrix, u).clamp_min(0.0).div(s.queries).sqrt()
+
+
+def fit_residual(s: Snapshot) -> Tensor | None:
+    """Norm of the gradient at which the last fit stopped."""
+    return s.info.fit_residual
+
+
+def fit_iterations(s: Snapshot) -> Tensor | None:
+    """Newton steps of the last fit."""
+    return s.info.fit_iterations
+
+
+def confidence_radius(s: Snapshot) -> Tensor | None:
+    """The confidence radius that the last update used."""
+    if s.info.radius is None:
+        return None
+    return torch.as_tensor(s.info.radius, dtype=torch.float64).expand(s.instance.replicates)
+
+
+def oracle_evaluations(s: Snapshot) -> Tensor:
+    """Exact evaluations of `FullInformation` so far."""
+    return torch.full((s.instance.replicates,), float(s.oracle_evaluations), dtype=torch.float64)
+
+
+def queries(s: Snapshot) -> Tensor:
+    """Comparisons (or rewards) asked so far; a ranking of K counts K - 1."""
+    return torch.full((s.instance.replicates,), float(s.queries), dtype=torch.float64)
+
+
+MetricFunction = Callable[[Snapshot], Tensor | None]
+Direction = Literal["lower", "higher", "neither"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric with what a reader of its plot must know: axis label, unit, and which direction is better."""
+
+    function: MetricFunction
+    label: str
+    unit: str
+    better: Direction
+    needs_rewards: bool = True
+
+
+METRICS: dict[str, Metric] = {
+    "suboptimality": Metric(suboptimality, "suboptimality J(π*) - J(π)", "reward", "lower"),
+    "kl_to_optimum": Metric(kl_to_optimum, "KL(π ‖ π*)", "nats", "lower"),
+    "kl_to_ref": Metric(kl_to_ref, "KL(π ‖ π_ref)", "nats", "neither", needs_rewards=False),
+    "expected_reward": Metric(expected_reward, "expected reward", "reward", "higher"),
+    "policy_reward_regret": Metric(policy_reward_regret, "reward regret of the policy", "reward", "lower"),
+    "argmax_regret": Metric(argmax_regret, "regret of the most probable action", "reward", "lower"),
+    "worst_argmax_regret": Metric(worst_argmax_regret, "worst-context regret of the argmax", "reward", "lower"),
+    "reward_regret": Metric(reward_regret, "reward regret per query", "reward", "lower"),
+    "win_rate_vs_ref": Metric(win_rate_vs_ref, "win rate against π_ref", "probability", "higher", needs_rewards=False),
+    "informative_pairs": Metric(informative_pairs, "informative duels", "duels", "neither", needs_rewards=False),
+    "estimation_error": Metric(estimation_error, "estimation error, data norm", "reward", "lower"),
+    "fit_residual": Metric(fit_residual, "residual of the fit", "gradient norm", "lower", needs_rewards=False),
+    "fit_iterations": Metric(fit_iterations, "Newton steps of the fit", "steps", "lower", needs_rewards=False),
+    "confidence_radius": Metric(confidence_radius, "confidence radius", "reward", "neither", needs_rewards=False),
+    "oracle_evaluations": Metric(oracle_evaluations, "oracle evaluations", "calls", "neither", needs_rewards=False),
+    "queries": Metric(queries, "queries", "comparisons", "neither", needs_rewards=False),
+}
+CUMULATIVE = "cumulative_"
+
+
+def resolve(metrics: Sequence[str | tuple[str, MetricFunction]]) -> list[tuple[str, MetricFunction]]:
+    """Names and functions of registered metrics and of the user's own (name, function) pairs."""
+    resolved: list[tuple[str, MetricFunction]] = []
+    for metric in metrics:
+        if isinstance(metric, str):
+            base = metric.removeprefix(CUMULATIVE)
+            if base not in METRICS:
+                near = difflib.get_close_matches(base, METRICS, n=3) or sorted(METRICS)
+                raise ValueError(f"metrics: no metric is called {metric!r}; did you mean {', '.join(near)}?")
+            resolved.append((metric, METRICS[base].function))
+        else:
+            resolved.append(metric)
+    return resolved
+
+
+def defaults(instance: Instance) -> list[str]:
+    """Cumulative suboptimality needs the policy of every round: by default only where the world is finite."""
+    if not getattr(instance, "has_rewards", True):
+        return ["kl_to_ref", "win_rate_vs_ref"]
+    names = ["suboptimality", "reward_regret", "cumulative_reward_regret", "kl_to_ref"]
+    return names if instance.pool is None else [*names, "cumulative_suboptimality"]

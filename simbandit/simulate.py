@@ -1,0 +1,391 @@
+"""The loop: a world is realised, an oracle bound to its truth; then contexts, actions, feedback, record, update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from simbandit import metrics as metric_registry
+from simbandit.data import Logged, frame_batch
+from simbandit.draws import Draws
+from simbandit.metrics import CUMULATIVE, MetricFunction, Snapshot, best_reward
+from simbandit.policies import LogLinear, Reference, Tabular, concatenate, mixture
+from simbandit.results import Results
+from simbandit.types import Algorithm, Contexts, Info, Oracle, Policy, Setting, World
+
+Record = Literal["log", "all"] | Sequence[int]
+Output = Literal["last", "average"] | Logged
+CHUNK_NUMBERS = 2**24  # float64 numbers in a chunk's largest tables: 128 MB, of which a handful exist at a time
+LARGEST_CHUNK = 128
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be solved: a world, an annotator, and the weight of KL(pi || pi_ref)."""
+
+    world: World
+    oracle: Oracle
+    kl_coef: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.kl_coef) and self.kl_coef > 0):
+            raise ValueError(f"kl_coef: must be a finite number > 0, got {self.kl_coef}")
+
+
+def simulate(
+    problem: Problem,
+    algorithm: Algorithm,
+    *,
+    rounds: int,
+    batch_size: int = 1,
+    replicates: int | Sequence[int] = 1,
+    seed: int = 0,
+    device: str = "cpu",
+    offline: pd.DataFrame | Logged | None = None,
+    policy: Literal["tabular", "log_linear"] | Policy | None = None,
+    metrics: Sequence[str | tuple[str, MetricFunction]] | None = None,
+    record: Record = "log",
+    output: Output = "last",
+    keep_data: bool = False,
+    progress: bool = False,
+) -> Results:
+    """Runs an algorithm on a problem and returns exact metrics per replicate.
+
+    rounds, batch_size: interactions are rounds x batch_size; one update a round.
+    replicates: how many, or the replicates' own numbers: replicate 7 is the same trajectory alone or among 1,000.
+    offline: logged data that the algorithm learns from before the first round: a frame (context, first, second,
+        preferred; or context, action, reward), or `Logged`, drawn per replicate. An offline algorithm given none draws
+        rounds x batch_size interactions from the reference.
+    policy: the class that direct methods fit: "log_linear" (default where the world has features), "tabular", or a
+        Policy, which then is the reference.
+    metrics: registered names, `cumulative_` and a name, or the user's own (name, function of Snapshot) pairs.
+    record: "log" (every round up to 64, then 24 a decade), "all", or a list of rounds; round 0 and the end always.
+    output: which policy Results holds: the last, the average of the recorded ones (in probability space), or
+        `Logged(policy, size)`: the recorded one whose implied reward predicts `size` held-out duels of that policy
+        best.
+    keep_data: keep contexts, actions and feedback of every round, for `Results.data`.
+
+    Replicates run in chunks that follow from the problem alone, so the answer does not depend on the machine.
+    Raises ValueError naming the argument, what was wrong and what is allowed.
+    """
+    for name, value in (("rounds", rounds), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name}: must be at least 1, got {value}")
+    ids = list(range(replicates)) if isinstance(replicates, int) else list(replicates)
+    if not ids:
+        raise ValueError("replicates: must be at least 1, got 0")
+    if problem.oracle.feedback not in algorithm.feedbacks:
+        raise ValueError(
+            f"oracle: {type(problem.oracle).__name__} answers with {problem.oracle.feedback} feedback, and "
+            f"{type(algorithm).__name__} learns from {' or '.join(algorithm.feedbacks)}"
+        )
+    schedule = recording(rounds, record)
+    size = chunk_size(problem, rounds * batch_size, len(ids))
+    chunks = [ids[i : i + size] for i in range(0, len(ids), size)]
+    bar = tqdm(total=len(chunks) * rounds, unit="round", disable=None if progress else True, leave=False)
+    with bar:
+        parts = [
+            _Run(problem, algorithm, chunk, seed, device, rounds, batch_size, policy, metrics).run(
+                schedule, offline, output, keep_data, bar
+            )
+            for chunk in chunks
+        ]
+    return Results(
+        pd.concat([frame for frame, _, _ in parts], ignore_index=True),
+        policy=concatenate([final for _, final, _ in parts]),
+        data=pd.concat([data for _, _, data in parts], ignore_index=True) if keep_data else None,
+        configuration={
+            "problem": problem,
+            "algorithm": algorithm,
+            "rounds": rounds,
+            "batch_size": batch_size,
+            "seed": seed,
+        },
+    )
+
+
+def recording(rounds: int, record: Record) -> set[int]:
+    """The rounds at which metrics are recorded, 0 and `rounds` among them."""
+    if record == "all":
+        return set(range(rounds + 1))
+    if record == "log":
+        tail = np.geomspace(64, max(rounds, 64), 1 + math.ceil(24 * math.log10(max(rounds, 64) / 64)))
+        return {*range(min(rounds, 64) + 1), *(int(t) for t in tail.round() if t <= rounds), rounds}
+    listed = set(record)
+    if any(isinstance(t, str) or t < 0 or t > rounds for t in listed):
+        raise ValueError(f"record: 'log', 'all' or rounds between 0 and {rounds}, got {record!r}")
+    return listed | {0, rounds}
+
+
+def chunk_size(problem: Problem, interactions: int, replicates: int) -> int:
+    """Replicates advanced at once: a power of two, at most 128, so that the largest tables stay near 128 MB."""
+    if replicates == 1:
+        return 1
+    evaluation = problem.world.instance(2, Draws(0, 2)).evaluation
+    (X, A), d = (evaluation.shape[1], evaluation.n_actions), 0
+    if evaluation.has_features:
+        d = evaluation.features.shape[-1]
+    shared = not evaluation.has_features or evaluation.features.stride(0) == 0
+    numbers = X * A * (4 + (0 if shared else d))
+    if problem.oracle.feedback == "preference":  # the index of distinct pairs, and their counts
+        pairs = X * A * (A - 1) // 2
+        numbers += pairs // 2 + min(interactions, pairs) * (d + 6)
+    return min(replicates, max(1, min(LARGEST_CHUNK, 2 ** (max(1, CHUNK_NUMBERS // numbers).bit_length() - 1))))
+
+
+class _Run:
+    """One chunk of replicates."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        algorithm: Algorithm,
+        ids: list[int],
+        seed: int,
+        device: str,
+        rounds: int,
+        batch_size: int,
+        policy: Literal["tabular", "log_linear"] | Policy | None,
+        metrics: Sequence[str | tuple[str, MetricFunction]] | None,
+    ):
+        self.algorithm, self.ids, self.rounds, self.batch_size = algorithm, ids, rounds, batch_size
+        self.kl_coef = problem.kl_coef
+        self.draws = Draws(seed, ids, device)
+        self.logged_draws = Draws(seed, ids, device, stream="offline/")
+        self.validation_draws = Draws(seed, ids, device, stream="validation/")
+        self.instance = problem.world.instance(len(ids), self.draws)
+        if algorithm.needs_features and self.instance.dim is None:
+            raise ValueError(
+                f"world: {type(algorithm).__name__} needs features and this world has none; give `features=` to the "
+                "world or choose an algorithm on tabular policies"
+            )
+        self.oracle = problem.oracle.bind(self.instance)
+        self.exact = self.oracle.feedback == "full"
+        self.setting = Setting(
+            replicates=len(ids),
+            rounds=rounds,
+            batch_size=batch_size,
+            n_actions=self.instance.n_actions,
+            dim=self.instance.dim,
+            kl_coef=problem.kl_coef,
+            reward_range=self.instance.reward_range,
+            contexts=self.instance.pool,
+            policy=self._reference(policy),
+            feedback=self.oracle.feedback,
+            n_select=self.oracle.n_select,
+            theta_bound=self.instance.theta_bound,
+            device=torch.device(device),
+        )
+        self.metrics = metric_registry.resolve(metric_registry.defaults(self.instance) if metrics is None else metrics)
+        self.optimum = self.best = None
+        if self.instance.has_rewards:
+            self.optimum = self.instance.optimal_log_probs(problem.kl_coef)
+            if self.instance.pool is not None:
+                self.best = best_reward(self.instance.rewards(self.instance.pool), self.instance.pool.ref_log_probs)
+        self.columns: dict[str, list[tuple[int, float, Tensor]]] = {name: [] for name, _ in self.metrics}
+        self.totals = {name: torch.zeros(len(ids), dtype=torch.float64, device=device) for name, _ in self.metrics}
+        self.data: list[tuple[int, Contexts, Tensor, Tensor]] = []
+        self.informative = torch.zeros(len(ids), dtype=torch.float64, device=device)
+        self.queries, self.logged = 0.0, 0
+        self.info = Info()
+
+    def run(
+        self,
+        schedule: set[int],
+        offline: pd.DataFrame | Logged | None,
+        output: Output,
+        keep_data: bool,
+        bar: tqdm,
+    ) -> tuple[pd.DataFrame, Policy, pd.DataFrame]:
+        algorithm, oracle, instance = self.algorithm, self.oracle, self.instance
+        state = algorithm.init(self.setting)
+        chosen = _Output(output, self)
+        if algorithm.offline:
+            self._record(0, True, algorithm.policy(state), None, None)
+            offline = Logged(Reference(), self.rounds * self.batch_size) if offline is None else offline
+        if offline is not None:
+            contexts, actions, feedback = self._logged(offline)
+            state, self.info = algorithm.update(state, contexts, actions, feedback, self.logged_draws.at(0))
+            self.logged = feedback.shape[1]
+        for t in range(0 if algorithm.offline else self.rounds):
+            now = self.draws.at(t)
+            contexts = instance.evaluation if self.exact else instance.contexts(now, self.batch_size)
+            actions = algorithm.select(state, contexts, now)
+            feedback = oracle.respond(contexts, actions, now)
+            policy = algorithm.policy(state)
+            self._record(t, t in schedule, policy, contexts, actions)
+            if t in schedule:
+                chosen.consider(policy)
+            if keep_data:
+                self.data.append((t, contexts, actions, feedback))
+            self._count(actions)
+            state, self.info = algorithm.update(state, contexts, actions, feedback, now)
+            bar.update()
+        if algorithm.offline:
+            self.queries = float(self.logged)
+            bar.update(self.rounds)
+        policy = algorithm.policy(state)
+        self._record(self.rounds, True, policy, None, None)
+        chosen.consider(policy)
+        return self._frame(), chosen.policy(), self._data_frame()
+
+    def _reference(self, policy: Literal["tabular", "log_linear"] | Policy | None) -> Policy:
+        pool, dim, device = self.instance.pool, self.instance.dim, self.draws.device
+        if policy is None:
+            policy = "tabular" if dim is None else "log_linear"
+        if policy == "tabular":
+            if pool is None:
+                raise ValueError("policy: 'tabular' needs a finite world; use 'log_linear' or give n_contexts=")
+            return Tabular(pool.ref_log_probs)
+        if policy == "log_linear":
+            if dim is None:
+                raise ValueError("policy: 'log_linear' needs features, this world has none; use 'tabular'")
+            return LogLinear(torch.zeros(len(self.ids), dim, dtype=torch.float64, device=device))
+        if isinstance(policy, str):
+            raise ValueError(f"policy: 'tabular', 'log_linear' or a Policy, got {policy!r}")
+        return policy
+
+    def _logged(self, offline: pd.DataFrame | Logged) -> tuple[Contexts, Tensor, Tensor]:
+        if not isinstance(offline, Logged):
+            return frame_batch(offline, self.instance.pool, self.setting)
+        now = self.logged_draws.at(0)
+        contexts = self.instance.contexts(now, offline.size)
+        players = [
+            offline.policy,
+            offline.second or offline.policy,
+            *[offline.policy] * (self.oracle.n_select - 2),
+        ]
+        columns = [
+            player.sample(contexts, now.uniform(f"player{i}", offline.size))
+            for i, player in enumerate(players[: self.oracle.n_select])
+        ]
+        actions = torch.stack(columns, dim=-1)
+        return contexts, actions, self.oracle.respond(contexts, actions, now)
+
+    def _count(self, actions: Tensor) -> None:
+        self.queries += 0 if self.exact else self.batch_size * max(1, actions.shape[-1] - 1)
+        if not self.exact and actions.shape[-1] == 2:
+            self.informative = self.informative + (actions[..., 0] != actions[..., 1]).sum(-1)
+
+    def _record(self, t: int, wanted: bool, policy: Policy, contexts: Contexts | None, actions: Tensor | None) -> None:
+        cumulative = [name for name, _ in self.metrics if name.startswith(CUMULATIVE)]
+        if not (wanted or (cumulative and actions is not None)):
+            return
+        snapshot = Snapshot(
+            instance=self.instance,
+            oracle=self.oracle,
+            kl_coef=self.kl_coef,
+            policy=policy,
+            info=self.info,
+            queries=self.queries,
+            oracle_evaluations=t if self.exact else 0,
+            informative=self.informative,
+            optimum=self.optimum,
+            best_rewards=self.best,
+            contexts=contexts,
+            actions=actions,
+        )
+        computed: dict[MetricFunction, Tensor | None] = {}
+        for name, function in self.metrics:
+            is_sum = name.startswith(CUMULATIVE)
+            if is_sum and wanted:
+                self.columns[name].append((t, self.queries, self.totals[name]))
+            if (wanted and not is_sum) or (is_sum and actions is not None):
+                if function not in computed:
+                    computed[function] = function(snapshot)
+                value = computed[function]
+                if value is not None and is_sum:
+                    self.totals[name] = self.totals[name] + self.batch_size * value
+                elif value is not None:
+                    self.columns[name].append((t, self.queries, value))
+
+    def _frame(self) -> pd.DataFrame:
+        """Long: one row per replicate, recorded round and metric."""
+        parts = []
+        for name, rows in self.columns.items():
+            if not rows:
+                continue
+            values = torch.stack([value for _, _, value in rows], dim=1).cpu().numpy()
+            parts.append(
+                pd.DataFrame(
+                    {
+                        "replicate": np.repeat(np.asarray(self.ids, dtype=np.int64), len(rows)),
+                        "round": np.tile(np.asarray([t for t, _, _ in rows], dtype=np.int64), len(self.ids)),
+                        "queries": np.tile(np.asarray([float(q) for _, q, _ in rows]), len(self.ids)),
+                        "metric": name,
+                        "value": values.reshape(-1),
+                    }
+                )
+            )
+        return pd.concat(parts, ignore_index=True)
+
+    def _data_frame(self) -> pd.DataFrame:
+        """One row per interaction: replicate, round, context, then first, second, preferred (or action, reward)."""
+        frames = []
+        for t, contexts, actions, feedback in self.data:
+            if contexts.index is None or self.exact or actions.shape[-1] > 2:
+                raise ValueError("keep_data: needs a finite world with duels or rewards (contexts must have ids)")
+            names = ["action"] if actions.shape[-1] == 1 else ["first", "second"]
+            frame = pd.DataFrame({"replicate": np.repeat(self.ids, feedback.shape[1]), "round": t})
+            frame["context"] = contexts.index.reshape(-1).cpu().numpy()
+            for i, name in enumerate(names):
+                frame[name] = actions[..., i].reshape(-1).cpu().numpy()
+            frame["reward" if len(names) == 1 else "preferred"] = feedback.reshape(-1).cpu().numpy()
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+class _Output:
+    """Which of the recorded policies is handed out."""
+
+    def __init__(self, rule: Output, run: _Run):
+        if rule not in ("last", "average") and not isinstance(rule, Logged):
+            raise ValueError(f"output: 'last', 'average' or Logged(policy, size) for validation, got {rule!r}")
+        if rule != "last" and run.instance.pool is None:
+            raise ValueError("output: 'average' and validation need a finite world; use 'last'")
+        if isinstance(rule, Logged) and run.oracle.feedback != "preference":
+            raise ValueError("output: validation needs duels, this oracle gives none; use 'last' or 'average'")
+        self.rule, self.run, self.seen, self.last = rule, run, 0, None
+        self.table = self.score = None
+        if isinstance(rule, Logged):
+            now = run.validation_draws.at(0)
+            self.contexts = run.instance.contexts(now, rule.size)
+            first = rule.policy.sample(self.contexts, now.uniform("player0", rule.size))
+            second = (rule.second or rule.policy).sample(self.contexts, now.uniform("player1", rule.size))
+            self.actions = torch.stack([first, second], dim=-1)
+            self.labels = run.oracle.respond(self.contexts, self.actions, now)
+
+    def consider(self, policy: Policy) -> None:
+        self.last = policy
+        if self.rule == "last":
+            return
+        table = policy.log_probs(self.run.instance.pool)
+        self.seen += 1
+        if self.table is None:
+            self.table = table
+        elif self.rule == "average":
+            self.table = mixture([self.table, table], [1 - 1 / self.seen, 1 / self.seen])
+        if isinstance(self.rule, Logged):
+            score = self._held_out_likelihood(policy)
+            better = torch.ones_like(score, dtype=torch.bool) if self.score is None else score > self.score
+            self.table = torch.where(better[:, None, None], table, self.table)
+            self.score = score if self.score is None else torch.maximum(score, self.score)
+
+    def _held_out_likelihood(self, policy: Policy) -> Tensor:
+        """Mean Bradley-Terry log-likelihood of held-out duels under the implied reward kl_coef log pi / pi_ref."""
+        ratio = policy.log_probs(self.contexts, self.actions) - self.contexts.ref_log_probs.gather(-1, self.actions)
+        margin = self.run.kl_coef * (ratio[..., 0] - ratio[..., 1])
+        logsigmoid = torch.nn.functional.logsigmoid
+        return (self.labels * logsigmoid(margin) + (1 - self.labels) * logsigmoid(-margin)).mean(-1)
+
+    def policy(self) -> Policy:
+        assert self.last is not None
+        return self.last if self.table is None else Tabular(self.table)

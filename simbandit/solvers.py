@@ -1,0 +1,181 @@
+"""Batched minimisation and root finding. Every problem of a batch is frozen once *it* has converged, so that no answer
+depends on who else is in the batch, and every answer comes with the residual that it achieved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Local(NamedTuple):
+    """A convex objective around a point: value (R,), proposed step (R, n), slope along it (R,), optimality residual
+    (R,)."""
+
+    value: Tensor
+    step: Tensor
+    slope: Tensor
+    residual: Tensor
+
+
+class Solution(NamedTuple):
+    argmin: Tensor
+    value: Tensor
+    residual: Tensor
+    converged: Tensor
+    iterations: Tensor
+
+
+def minimise(
+    local: Callable[[Tensor], Local],
+    start: Tensor,
+    *,
+    tolerance: Tensor | float,
+    max_iterations: int = 100,
+) -> Solution:
+    """Damped Newton (Armijo backtracking by halving) until `residual <= tolerance`, per problem.
+
+    `local` proposes the step; a constrained problem proposes steps that stay inside its convex set.
+    """
+    x, here = start, local(start)
+    iterations = torch.zeros_like(here.value)
+    for _ in range(max_iterations):
+        active = here.residual > tolerance
+        if not active.any():
+            break
+        iterations += active
+        size, candidate, there = active.to(x.dtype), x, here
+        # Rounding: near the optimum the true decrease is below the value's last digits.
+        slack = 1e-14 * (1.0 + here.value.abs())
+        for _ in range(30):
+            candidate = torch.where(active[:, None], x + size[:, None] * here.step, x)
+            there = local(candidate)
+            rejected = active & ~(there.value <= here.value + 1e-4 * size * here.slope + slack)
+            if not rejected.any():
+                break
+            size = torch.where(rejected, size / 2, size)
+        x = candidate
+        keep = active[:, None]
+        here = Local(
+            torch.where(active, there.value, here.value),
+            torch.where(keep, there.step, here.step),
+            torch.where(active, there.slope, here.slope),
+            torch.where(active, there.residual, here.residual),
+        )
+    return Solution(x, here.value, here.residual, here.residual <= tolerance, iterations)
+
+
+def newton_local(value: Tensor, gradient: Tensor, hessian: Tensor, x: Tensor, ball: Tensor | float | None) -> Local:
+    """The Newton step, (R, d), of a convex objective; with `ball` the exact minimiser of the quadratic model within
+    ||x|| <= ball (a number or (R, 1)). The residual is the gradient's norm, or the projected gradient's."""
+    scale = hessian.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(1e-300)
+    ridge = 1e-13 * scale[:, None, None] * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    factor, failed = torch.linalg.cholesky_ex(hessian + ridge)
+    step = -torch.cholesky_solve(gradient[..., None], factor).squeeze(-1)
+    singular = failed > 0
+    if singular.any():
+        values, vectors = torch.linalg.eigh(hessian)
+        floored = values.clamp_min(0.0) + 1e-8 * scale[:, None]
+        safe = -(vectors @ ((vectors.mT @ gradient[..., None]) / floored[..., None])).squeeze(-1)
+        step = torch.where(singular[:, None], safe, step)
+    if ball is None:
+        residual = gradient.norm(dim=-1)
+    else:
+        outside = (x + step).norm(dim=-1, keepdim=True) > ball
+        if outside.any():
+            step = torch.where(outside, ball_minimiser(gradient, hessian, x, ball) - x, step)
+        residual = (x - project_ball(x - gradient, ball)).norm(dim=-1)
+    return Local(value, step, (gradient * step).sum(-1), residual)
+
+
+def project_ball(x: Tensor, ball: Tensor | float) -> Tensor:
+    return x * (ball / x.norm(dim=-1, keepdim=True).clamp_min(1e-300)).clamp_max(1.0)
+
+
+def ball_minimiser(gradient: Tensor, hessian: Tensor, x: Tensor, ball: Tensor | float) -> Tensor:
+    """argmin over ||q|| = ball of the quadratic model around x whose free minimiser lies outside: q = (H + mu)^-1 b.
+
+    Newton on the secular equation 1/||q(mu)|| = 1/ball from mu = 0 increases monotonically to the root (More,
+    Sorensen).
+    """
+    values, vectors = torch.linalg.eigh(hessian)
+    values = values.clamp_min(0.0) + 1e-13 * values.amax(-1, keepdim=True).clamp_min(1e-300)
+    b = (vectors.mT @ ((hessian @ x[..., None]) - gradient[..., None])).squeeze(-1)
+    mu = torch.zeros_like(b[:, :1])
+    for _ in range(60):
+        q = b / (values + mu)
+        norm2 = (q * q).sum(-1, keepdim=True).clamp_min(1e-300)
+        derivative = (q * q / (values + mu)).sum(-1, keepdim=True).clamp_min(1e-300)
+        change = norm2 / derivative * (norm2.sqrt() / ball - 1.0)
+        mu = (mu + change).clamp_min(0.0)
+        if not (change.abs() > 1e-13 * (values.amax(-1, keepdim=True) + mu)).any():
+            break
+    return project_ball((vectors @ (b / (values + mu))[..., None]).squeeze(-1), ball)
+
+
+def minimise_lbfgs(
+    value_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]],
+    start: Tensor,
+    *,
+    tolerance: Tensor | float,
+    memory: int = 10,
+    max_iterations: int = 1000,
+) -> Solution:
+    """Batched L-BFGS, for dimensions where a Hessian (R, d, d) is too large. Smooth convex, unconstrained."""
+    pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+    state: dict[str, Tensor] = {}
+
+    def local(x: Tensor) -> Local:
+        value, gradient = value_and_gradient(x)
+        state["x"], state["gradient"] = x, gradient
+        direction, alphas = gradient, []
+        for s, y, rho in reversed(pairs):
+            alpha = rho * (s * direction).sum(-1, keepdim=True)
+            alphas.append(alpha)
+            direction = direction - alpha * y
+        if pairs:
+            s, y, rho = pairs[-1]
+            usable = rho > 0
+            scale = torch.where(usable, (s * y).sum(-1, keepdim=True) / (y * y).sum(-1, keepdim=True), 1.0)
+            direction = direction * scale
+        else:
+            direction = direction / gradient.norm(dim=-1, keepdim=True).clamp_min(1.0)
+        for (s, y, rho), alpha in zip(pairs, reversed(alphas), strict=True):
+            direction = direction + s * (alpha - rho * (y * direction).sum(-1, keepdim=True))
+        return Local(value, -direction, -(gradient * direction).sum(-1), gradient.norm(dim=-1))
+
+    x, iterations = start, torch.zeros(start.shape[0], dtype=start.dtype, device=start.device)
+    solution = minimise(local, x, tolerance=tolerance, max_iterations=0)
+    for _ in range(max_iterations):
+        if bool(solution.converged.all()):
+            break
+        old_x, old_gradient = x, value_and_gradient(x)[1]
+        solution = minimise(local, x, tolerance=tolerance, max_iterations=1)
+        iterations, x = iterations + solution.iterations, solution.argmin
+        s, y = x - old_x, value_and_gradient(x)[1] - old_gradient
+        curvature = (s * y).sum(-1, keepdim=True)
+        rho = torch.where(curvature > 1e-300, 1.0 / curvature.clamp_min(1e-300), 0.0)
+        pairs = [*pairs, (s, y, rho)][-memory:]
+        solution = minimise(local, x, tolerance=tolerance, max_iterations=0)
+    return solution._replace(iterations=iterations)
+
+
+def increasing_root(function: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, high: Tensor) -> Tensor:
+    """Root of an increasing function with f(low) <= 0 <= f(high): Newton inside a shrinking bracket, else bisection.
+
+    `function` returns value and derivative. Stops when every bracket or step is at rounding level.
+    """
+    x = (low + high) / 2
+    for _ in range(200):
+        value, derivative = function(x)
+        low, high = torch.where(value <= 0, x, low), torch.where(value >= 0, x, high)
+        newton = x - value / derivative
+        inside = torch.isfinite(newton) & (newton > low) & (newton < high)
+        following = torch.where(inside, newton, (low + high) / 2)
+        done = ((following - x).abs() <= 4e-16 * x.abs().clamp_min(1e-300)) | (value == 0)
+        x = torch.where(value == 0, x, following)
+        if bool(done.all()):
+            break
+    return x

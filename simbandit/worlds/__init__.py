@@ -1,0 +1,28 @@
+"""Worlds: frozen descriptions of bandit problems whose truth is known exactly once realised."""
+
+from simbandit.worlds.frames import from_frame
+from simbandit.worlds.hard import (
+    HARD,
+    hidden_gem,
+    pessimism_failure,
+    rare_arms,
+    two_arm_exploration,
+    worst_context_design,
+)
+from simbandit.worlds.instance import Coverage, Realisation
+from simbandit.worlds.linear import LinearWorld
+from simbandit.worlds.table import TableWorld
+
+__all__ = [
+    "HARD",
+    "Coverage",
+    "LinearWorld",
+    "Realisation",
+    "TableWorld",
+    "from_frame",
+    "hidden_gem",
+    "pessimism_failure",
+    "rare_arms",
+    "two_arm_exploration",
+    "worst_context_design",
+]
