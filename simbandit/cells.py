@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from pandas.util import hash_pandas_object
 
 from simbandit.simulate import Problem, simulate
 from simbandit.store import RESERVED, plain
@@ -126,11 +125,9 @@ def describe(value: Any, where: str = "") -> Any:
     if isinstance(value, np.ndarray):
         return {"array": _digest(value), "dtype": str(value.dtype), "shape": list(value.shape)}
     if isinstance(value, pd.DataFrame):
-        rows = hash_pandas_object(value).to_numpy()
-        return {
-            "frame": _digest(rows),
-            "columns": {str(name): str(kind) for name, kind in value.dtypes.items()},
-        }
+        text = value.to_csv()  # floats in the shortest form that gives them back
+        columns = {str(name): str(kind) for name, kind in value.dtypes.items()}
+        return {"frame": hashlib.sha256(text.encode()).hexdigest()[:32], "columns": columns}
     if isinstance(value, Path):
         return {"file": hashlib.sha256(value.read_bytes()).hexdigest() if value.is_file() else str(value)}
     if isinstance(value, Mapping):

@@ -40,12 +40,11 @@ class Results:
 
     def final(self, metric: str = "suboptimality") -> np.ndarray:
         """The metric's last recorded value, one per replicate."""
-        rows = self._frame[self._frame["metric"] == metric]
+        rows = self._frame.loc[self._frame["metric"] == metric]
         if rows.empty:
-            raise ValueError(
-                f"metric: {metric!r} was not recorded; recorded are {sorted(self._frame['metric'].unique())}"
-            )
-        return rows.sort_values(by="round").groupby("replicate")["value"].last().to_numpy()
+            recorded = sorted(self._frame["metric"].unique())
+            raise ValueError(f"metric: {metric!r} was not recorded; recorded are {recorded}")
+        return rows.loc[rows["round"] == rows["round"].max(), "value"].to_numpy()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """One Parquet file, written beside and renamed into place; tabular and log-linear policies travel with it."""

@@ -7,7 +7,7 @@ finite world, A actions, d features, k actions selected per context. Numbers are
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -189,21 +189,16 @@ class Policy(Protocol):
 
 @runtime_checkable
 class Algorithm(Protocol):
-    """A frozen dataclass of hyper-parameters. What it needs of a problem is declared on the class.
+    """A frozen dataclass of hyper-parameters. What it needs of a problem is declared with it.
 
     feedbacks: the oracle kinds it learns from; needs_features: whether a world without features is refused;
     offline: one update on logged data instead of rounds; consistent: whether its gap must vanish on a covered
     Bradley-Terry world (the contract suite then tests it).
     """
 
-    @property
-    def feedbacks(self) -> tuple[Feedback, ...]: ...
-
-    @property
-    def needs_features(self) -> bool: ...
-
-    @property
-    def offline(self) -> bool: ...
+    feedbacks: ClassVar[tuple[Feedback, ...]]
+    needs_features: ClassVar[bool]
+    offline: ClassVar[bool]
 
     @property
     def consistent(self) -> bool: ...

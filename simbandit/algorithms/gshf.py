@@ -81,7 +81,10 @@ class GSHF:
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference",)
     needs_features: ClassVar[bool] = True
     offline: ClassVar[bool] = False
-    consistent: ClassVar[bool] = True
+
+    @property
+    def consistent(self) -> bool:
+        return self.enhancer != "best_worst_of_n"  # its duels are chosen by the estimate, not i.i.d.
 
     def init(self, setting: Setting) -> _State:
         members = self.members if self.uncertainty == "ensemble" else 0

@@ -76,7 +76,10 @@ class GSHFOffline:
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference",)
     needs_features: ClassVar[bool] = True
     offline: ClassVar[bool] = True
-    consistent: ClassVar[bool] = True
+
+    @property
+    def consistent(self) -> bool:
+        return True
 
     def init(self, setting: Setting) -> _State:
         return _start(setting, ridge=self.ridge, ball=self.ball)
@@ -170,7 +173,10 @@ class PessimisticMLE:
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference", "ranking")
     needs_features: ClassVar[bool] = True
     offline: ClassVar[bool] = True
-    consistent: ClassVar[bool] = False  # for the KL objective: its target is the unregularised optimum
+
+    @property
+    def consistent(self) -> bool:
+        return False  # for the KL objective: its target is the unregularised optimum
 
     def init(self, setting: Setting) -> _State:
         if setting.contexts is None:
@@ -269,7 +275,10 @@ class KLPCB:
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("reward", "preference")
     needs_features: ClassVar[bool] = True
     offline: ClassVar[bool] = True
-    consistent: ClassVar[bool] = True
+
+    @property
+    def consistent(self) -> bool:
+        return True
 
     def init(self, setting: Setting) -> _State:
         return _start(setting, ridge=self.ridge, ball=self.ball)
@@ -318,7 +327,10 @@ class RSO:
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference", "reward")
     needs_features: ClassVar[bool] = True
     offline: ClassVar[bool] = True
-    consistent: ClassVar[bool] = False  # a finite budget leaves a bias
+
+    @property
+    def consistent(self) -> bool:
+        return False  # a finite budget leaves a bias
 
     def init(self, setting: Setting) -> _State:
         if setting.contexts is None:

@@ -45,7 +45,10 @@ class Uniform:
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference", "reward", "ranking")
     needs_features: ClassVar[bool] = False
     offline: ClassVar[bool] = False
-    consistent: ClassVar[bool] = False
+
+    @property
+    def consistent(self) -> bool:
+        return False
 
     def init(self, setting: Setting) -> Setting:
         return setting
@@ -85,7 +88,10 @@ class Greedy:
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference", "reward", "ranking")
     needs_features: ClassVar[bool] = True
     offline: ClassVar[bool] = False
-    consistent: ClassVar[bool] = True
+
+    @property
+    def consistent(self) -> bool:
+        return True
 
     def init(self, setting: Setting) -> _State:
         return _start(setting, ridge=self.ridge, ball=self.ball, refit_growth=self.refit_growth)
@@ -127,7 +133,10 @@ class KLUCB:
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference", "reward")
     needs_features: ClassVar[bool] = True
     offline: ClassVar[bool] = False
-    consistent: ClassVar[bool] = True
+
+    @property
+    def consistent(self) -> bool:
+        return True
 
     def init(self, setting: Setting) -> _State:
         return _start(setting, ridge=self.ridge, ball=self.ball, refit_growth=self.refit_growth)
@@ -173,11 +182,14 @@ class TwoStage:
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference", "reward")
     needs_features: ClassVar[bool] = True
     offline: ClassVar[bool] = False
-    consistent: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.first_stage <= 1:
             raise ValueError(f"first_stage: a fraction of the rounds in [0, 1], got {self.first_stage}")
+
+    @property
+    def consistent(self) -> bool:
+        return True
 
     def init(self, setting: Setting) -> _State:
         return _start(setting, ridge=self.ridge, ball=self.ball, refit_growth=self.refit_growth)
