@@ -121,8 +121,10 @@ def _run(command: Run) -> None:
 
     if command.figures is not None and command.smoke:
         raise ValueError("figures: a smoke run is too small to publish; leave out --smoke or --figures")
-    if command.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device: {command.device} is not available on this machine; use --device cpu")
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    devices += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if command.device not in devices:
+        raise ValueError(f"device: must be one of {', '.join(devices)} on this machine, got {command.device!r}")
     study = find(command.study)
     settings = study.settings(command.replicates, command.smoke, command.seed, command.data)
     out = command.out or Path("results") / (study.name + ("-smoke" if command.smoke else ""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,18 +51,18 @@ def logistic_mle(
     with `ridge`. Raises ValueError where d > 128 is asked with a ball that binds.
     """
     R, _, d = differences.shape
-    z, zt = differences, differences.mT
+    z, zt = differences, differences.mT.contiguous()  # a vector times rows is several times faster than rows times it
     start = differences.new_zeros(R, d) if start is None else start
     bound = None if ball is None else torch.as_tensor(ball, dtype=z.dtype, device=z.device).expand(R)[:, None]
     scaled = tolerance * count.sum(-1).clamp_min(1.0)
     eye = ridge * torch.eye(d, dtype=z.dtype, device=z.device)
 
     def value_gradient(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        margin = torch.bmm(z, theta[..., None]).squeeze(-1)
+        margin = torch.bmm(theta[:, None], zt).squeeze(1)
         p = torch.sigmoid(margin)
         # softplus(m) = max(m, 0) + log1p(exp(-|m|)), and exp(-|m|) follows from p
         nll = (count * (margin.clamp_min(0.0) - torch.log(torch.maximum(p, 1 - p))) - wins * margin).sum(-1)
-        gradient = torch.bmm(zt, (count * p - wins)[..., None]).squeeze(-1) + ridge * theta
+        gradient = torch.bmm((count * p - wins)[:, None], z).squeeze(1) + ridge * theta
         return nll + ridge / 2 * theta.square().sum(-1), gradient, p
 
     if d > NEWTON_DIM:
@@ -72,8 +73,7 @@ def logistic_mle(
 
     def local(theta: Tensor) -> Local:
         value, gradient, p = value_gradient(theta)
-        hessian = torch.bmm(zt * (count * p * (1 - p))[:, None], z) + eye
-        return newton_local(value, gradient, hessian, theta, bound)
+        return newton_local(value, gradient, lambda: weighted_gram(z, count * p * (1 - p)) + eye, theta, bound)
 
     if bound is not None:
         start = project_ball(start, bound)
@@ -107,13 +107,25 @@ def plackett_luce_mle(
         p = torch.softmax(race, -1)
         expected = torch.einsum("rnsk,rnkd->rnsd", p, features)
         gradient = (expected - features).sum((1, 2)) + ridge * theta
-        flat, mean = features.reshape(R, N * K, d), expected.reshape(R, N * K, d)
-        hessian = (flat * p.sum(2).reshape(R, N * K, 1)).mT @ flat - mean.mT @ mean + eye
+
+        def hessian() -> Tensor:
+            flat, mean = features.reshape(R, N * K, d), expected.reshape(R, N * K, d)
+            return weighted_gram(flat, p.sum(2).reshape(R, N * K)) - mean.mT @ mean + eye
+
         return newton_local(value, gradient, hessian, theta, bound)
 
     if bound is not None:
         start = project_ball(start, bound)
     return _fit(minimise(local, start, tolerance=tolerance * max(1, N * (K - 1))))
+
+
+def weighted_gram(z: Tensor, weights: Tensor) -> Tensor:
+    """sum_u weights_u z_u z_u', (R, U, d), (R, U) -> (R, d, d). On the CPU by NumPy, whose batched product is twice as
+    fast as torch.bmm for small d and does not depend on the batch."""
+    if z.device.type != "cpu":
+        return (z * weights[..., None]).mT @ z
+    rows = z.numpy()
+    return torch.from_numpy(np.matmul((rows * weights.numpy()[..., None]).swapaxes(1, 2), rows))
 
 
 def width(u: Tensor, inverse: Tensor) -> Tensor:

@@ -68,19 +68,20 @@ class DuelObjective:
     def offered(self) -> Tensor:
         return ~torch.isneginf(self.contexts.ref_log_probs)
 
-    def derivatives(self, now: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Value (R,), gradient (R, U, 2) and Hessian (R, U, 2, 2) of the duels' part in the log-probabilities."""
+    def derivatives(self, now: Tensor) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
+        """Value (R,), gradient (R, U, 2) and, when called, the Hessian (R, U, 2, 2) of the duels' part in the
+        log-probabilities."""
         now = now.detach().requires_grad_(True)
         duels = self.weight * self.loss(PairLogProbs(now, self.last, self.ref), self.label, self.kl_coef)
         (gradient,) = torch.autograd.grad(duels.sum(), now, create_graph=True)
-        if not gradient.requires_grad:  # a piecewise linear loss
-            return (
-                duels.detach().sum(-1),
-                gradient,
-                torch.zeros(*now.shape, 2, dtype=now.dtype, device=now.device),
-            )
-        columns = [torch.autograd.grad(gradient[..., i].sum(), now, retain_graph=i == 0)[0] for i in (0, 1)]
-        return duels.detach().sum(-1), gradient.detach(), torch.stack(columns, dim=-1)
+
+        def hessian() -> Tensor:
+            if not gradient.requires_grad:  # a piecewise linear loss
+                return torch.zeros(*now.shape, 2, dtype=now.dtype, device=now.device)
+            columns = [torch.autograd.grad(gradient[..., i].sum(), now, retain_graph=True)[0] for i in (0, 1)]
+            return torch.stack(columns, dim=-1)
+
+        return duels.detach().sum(-1), gradient.detach(), hessian
 
 
 def centred(x: Tensor, offered: Tensor) -> Tensor:
@@ -126,27 +127,31 @@ def fit_tabular(table: Tensor, objective: DuelObjective) -> tuple[Tensor, FitInf
         G = G.view(R, C, A)
         total = G.sum(-1, keepdim=True)
         gradient = G - pi * total + prox * drift
-        M = torch.zeros(R * C * A * A, dtype=h.dtype, device=h.device)
-        M = M.index_add_(0, pair.reshape(-1), hessian.reshape(-1)).view(R, C, A, A)
-        row_sum = M.sum(-1)
-        outer = pi[..., :, None] * pi[..., None, :]
-        M = M - row_sum[..., :, None] * pi[..., None, :] - pi[..., :, None] * row_sum[..., None, :]
-        M = M + (row_sum.sum(-1)[..., None, None] + total[..., None]) * outer
-        M = M - torch.diag_embed(total * pi) + prox[..., None] * mean_free
-        at_low, at_high = (h <= 0) & (gradient > 0), (h >= objective.bound) & (gradient < 0)
-        free = offered & ~at_low & ~at_high
-        keep = (free[..., :, None] & free[..., None, :]).to(h.dtype)
-        diagonal = M.diagonal(dim1=-2, dim2=-1)
-        scale = torch.where(free, diagonal, 0.0).amax(-1, keepdim=True).clamp_min(1e-12)
-        M = M * keep + torch.diag_embed(torch.where(free, 1e-9 * scale, 1.0))
-        factor, failed = torch.linalg.cholesky_ex(M)
-        step = -torch.cholesky_solve((gradient * free)[..., None], factor).squeeze(-1)
-        step = torch.where((failed > 0)[..., None], -gradient / scale, step)
-        step = torch.where(offered, (h + step * free).clamp(0.0, objective.bound) - h, 0.0)
-        uphill = (gradient * step).sum(-1, keepdim=True) > 0
-        step = torch.where(uphill, (h - gradient / scale).clamp(0.0, objective.bound) - h, step)
+
+        def propose() -> tuple[Tensor, Tensor]:
+            M = torch.zeros(R * C * A * A, dtype=h.dtype, device=h.device)
+            M = M.index_add_(0, pair.reshape(-1), hessian().reshape(-1)).view(R, C, A, A)
+            row_sum = M.sum(-1)
+            outer = pi[..., :, None] * pi[..., None, :]
+            M = M - row_sum[..., :, None] * pi[..., None, :] - pi[..., :, None] * row_sum[..., None, :]
+            M = M + (row_sum.sum(-1)[..., None, None] + total[..., None]) * outer
+            M = M - torch.diag_embed(total * pi) + prox[..., None] * mean_free
+            at_low, at_high = (h <= 0) & (gradient > 0), (h >= objective.bound) & (gradient < 0)
+            free = offered & ~at_low & ~at_high
+            diagonal = M.diagonal(dim1=-2, dim2=-1)
+            scale = torch.where(free, diagonal, 0.0).amax(-1, keepdim=True).clamp_min(1e-12)
+            M = torch.where(free[..., :, None] & free[..., None, :], M, 0.0)
+            M = M + torch.diag_embed(torch.where(free, 1e-9 * scale, 1.0))
+            factor, failed = torch.linalg.cholesky_ex(M)
+            newton = -torch.cholesky_solve((gradient * free)[..., None], factor).squeeze(-1)
+            newton = torch.where((failed > 0)[..., None], -gradient / scale, newton)
+            step = torch.where(offered, (h + newton * free).clamp(0.0, objective.bound) - h, 0.0)
+            uphill = (gradient * step).sum(-1, keepdim=True) > 0
+            step = torch.where(uphill, (h - gradient / scale).clamp(0.0, objective.bound) - h, step)
+            return step.view(R, -1), (gradient * step).sum((-1, -2))
+
         residual = torch.where(offered, h - (h - gradient).clamp(0.0, objective.bound), 0.0)
-        return Local(value, step.view(R, -1), (gradient * step).sum((-1, -2)), residual.view(R, -1).norm(dim=-1))
+        return Local(value, residual.view(R, -1).norm(dim=-1), propose)
 
     ratio = torch.where(offered, table - ref, 0.0)
     ratio = ratio - torch.where(offered, ratio, torch.inf).amin(-1, keepdim=True)
@@ -179,11 +184,14 @@ def fit_log_linear(theta: Tensor, objective: DuelObjective) -> tuple[Tensor, Fit
         expected = torch.einsum("rca,rcad->rcd", pi, features)
         z = phi - expected[replicate, objective.row][:, :, None]
         gradient = torch.einsum("rui,ruid->rd", g, z) + 2 * objective.proximal * (drift[:, None] @ spread).squeeze(1)
-        H = torch.einsum("ruid,ruie->rde", torch.einsum("ruij,rujd->ruid", hessian, z), z) + curvature
-        total = torch.zeros_like(pi[..., 0]).scatter_add_(1, objective.row, g.sum(-1))
-        covariance = (features * (pi * total[..., None])[..., None]).reshape(R, -1, d).mT @ features.reshape(R, -1, d)
-        H = H - covariance + (expected * total[..., None]).mT @ expected
-        return newton_local(value, gradient, H, theta, ball)
+
+        def in_theta() -> Tensor:
+            H = torch.einsum("ruid,ruie->rde", torch.einsum("ruij,rujd->ruid", hessian(), z), z) + curvature
+            total = torch.zeros_like(pi[..., 0]).scatter_add_(1, objective.row, g.sum(-1))
+            weighted = (features * (pi * total[..., None])[..., None]).reshape(R, -1, d)
+            return H - weighted.mT @ features.reshape(R, -1, d) + (expected * total[..., None]).mT @ expected
+
+        return newton_local(value, gradient, in_theta, theta, ball)
 
     solution = minimise(local, project_ball(theta, ball), tolerance=tolerance_of(objective))
     return solution.argmin, FitInfo(solution.residual, solution.converged, solution.iterations)

@@ -11,13 +11,12 @@ from torch import Tensor
 
 
 class Local(NamedTuple):
-    """A convex objective around a point: value (R,), proposed step (R, n), slope along it (R,), optimality residual
-    (R,)."""
+    """A convex objective around a point: value (R,), optimality residual (R,), and `propose`, which computes a step
+    (R, n) and the slope (R,) along it. A step is asked for only where the search goes on: it costs a Hessian."""
 
     value: Tensor
-    step: Tensor
-    slope: Tensor
     residual: Tensor
+    propose: Callable[[], tuple[Tensor, Tensor]]
 
 
 class Solution(NamedTuple):
@@ -40,54 +39,55 @@ def minimise(
     `local` proposes the step; a constrained problem proposes steps that stay inside its convex set.
     """
     x, here = start, local(start)
-    iterations = torch.zeros_like(here.value)
+    iterations, stalled = torch.zeros_like(here.value), torch.zeros_like(here.value, dtype=torch.bool)
     for _ in range(max_iterations):
-        active = here.residual > tolerance
+        active = (here.residual > tolerance) & ~stalled
         if not active.any():
             break
         iterations += active
+        step, slope = here.propose()
         size, candidate, there = active.to(x.dtype), x, here
         # Rounding: near the optimum the true decrease is below the value's last digits.
         slack = 1e-14 * (1.0 + here.value.abs())
+        rejected = active
         for _ in range(30):
-            candidate = torch.where(active[:, None], x + size[:, None] * here.step, x)
+            candidate = torch.where(active[:, None], x + size[:, None] * step, x)
             there = local(candidate)
-            rejected = active & ~(there.value <= here.value + 1e-4 * size * here.slope + slack)
+            rejected = active & ~(there.value <= here.value + 1e-4 * size * slope + slack)
             if not rejected.any():
                 break
             size = torch.where(rejected, size / 2, size)
-        x = candidate
-        keep = active[:, None]
-        here = Local(
-            torch.where(active, there.value, here.value),
-            torch.where(keep, there.step, here.step),
-            torch.where(active, there.slope, here.slope),
-            torch.where(active, there.residual, here.residual),
-        )
+        stalled = stalled | rejected
+        x, here = candidate, there
     return Solution(x, here.value, here.residual, here.residual <= tolerance, iterations)
 
 
-def newton_local(value: Tensor, gradient: Tensor, hessian: Tensor, x: Tensor, ball: Tensor | float | None) -> Local:
-    """The Newton step, (R, d), of a convex objective; with `ball` the exact minimiser of the quadratic model within
+def newton_local(
+    value: Tensor, gradient: Tensor, hessian: Callable[[], Tensor], x: Tensor, ball: Tensor | float | None
+) -> Local:
+    """A convex objective with the Newton step, x (R, d); with `ball` the exact minimiser of the quadratic model within
     ||x|| <= ball (a number or (R, 1)). The residual is the gradient's norm, or the projected gradient's."""
-    scale = hessian.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(1e-300)
-    ridge = 1e-13 * scale[:, None, None] * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    factor, failed = torch.linalg.cholesky_ex(hessian + ridge)
-    step = -torch.cholesky_solve(gradient[..., None], factor).squeeze(-1)
-    singular = failed > 0
-    if singular.any():
-        values, vectors = torch.linalg.eigh(hessian)
-        floored = values.clamp_min(0.0) + 1e-8 * scale[:, None]
-        safe = -(vectors @ ((vectors.mT @ gradient[..., None]) / floored[..., None])).squeeze(-1)
-        step = torch.where(singular[:, None], safe, step)
-    if ball is None:
-        residual = gradient.norm(dim=-1)
-    else:
-        outside = (x + step).norm(dim=-1, keepdim=True) > ball
-        if outside.any():
-            step = torch.where(outside, ball_minimiser(gradient, hessian, x, ball) - x, step)
-        residual = (x - project_ball(x - gradient, ball)).norm(dim=-1)
-    return Local(value, step, (gradient * step).sum(-1), residual)
+
+    def propose() -> tuple[Tensor, Tensor]:
+        H = hessian()
+        scale = H.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(1e-300)
+        ridge = 1e-13 * scale[:, None, None] * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        factor, failed = torch.linalg.cholesky_ex(H + ridge)
+        step = -torch.cholesky_solve(gradient[..., None], factor).squeeze(-1)
+        singular = failed > 0
+        if singular.any():
+            values, vectors = torch.linalg.eigh(H)
+            floored = values.clamp_min(0.0) + 1e-8 * scale[:, None]
+            safe = -(vectors @ ((vectors.mT @ gradient[..., None]) / floored[..., None])).squeeze(-1)
+            step = torch.where(singular[:, None], safe, step)
+        if ball is not None:
+            outside = (x + step).norm(dim=-1, keepdim=True) > ball
+            if outside.any():
+                step = torch.where(outside, ball_minimiser(gradient, H, x, ball) - x, step)
+        return step, (gradient * step).sum(-1)
+
+    moved = gradient if ball is None else x - project_ball(x - gradient, ball)
+    return Local(value, moved.norm(dim=-1), propose)
 
 
 def project_ball(x: Tensor, ball: Tensor | float) -> Tensor:
@@ -125,11 +125,9 @@ def minimise_lbfgs(
 ) -> Solution:
     """Batched L-BFGS, for dimensions where a Hessian (R, d, d) is too large. Smooth convex, unconstrained."""
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-    state: dict[str, Tensor] = {}
 
     def local(x: Tensor) -> Local:
         value, gradient = value_and_gradient(x)
-        state["x"], state["gradient"] = x, gradient
         direction, alphas = gradient, []
         for s, y, rho in reversed(pairs):
             alpha = rho * (s * direction).sum(-1, keepdim=True)
@@ -144,7 +142,7 @@ def minimise_lbfgs(
             direction = direction / gradient.norm(dim=-1, keepdim=True).clamp_min(1.0)
         for (s, y, rho), alpha in zip(pairs, reversed(alphas), strict=True):
             direction = direction + s * (alpha - rho * (y * direction).sum(-1, keepdim=True))
-        return Local(value, -direction, -(gradient * direction).sum(-1), gradient.norm(dim=-1))
+        return Local(value, gradient.norm(dim=-1), lambda: (-direction, -(gradient * direction).sum(-1)))
 
     x, iterations = start, torch.zeros(start.shape[0], dtype=start.dtype, device=start.device)
     solution = minimise(local, x, tolerance=tolerance, max_iterations=0)

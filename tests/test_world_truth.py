@@ -161,8 +161,9 @@ def test_linear_coverage_resolves_rare_actions_and_says_when_it_cannot():
 def test_contexts_that_never_come_do_not_count_for_coverage():
     far = np.concatenate([FEATURES[:2], 100 * FEATURES[2:3]])
     ref = np.full((3, A), -np.log(A))
-    with_it = realise(TableWorld(ref, REWARDS[:3], far, [0.3, 0.7, 0.0])).coverage(0.5)
-    without = realise(TableWorld(ref[:2], REWARDS[:2], far[:2], [0.3, 0.7])).coverage(0.5)
+    rewards = np.concatenate([REWARDS[:2], 10 * np.eye(1, A)])  # the optimum leaves the reference most where x = 2
+    with_it = realise(TableWorld(ref, rewards, far, [0.3, 0.7, 0.0])).coverage(0.5)
+    without = realise(TableWorld(ref[:2], rewards[:2], far[:2], [0.3, 0.7])).coverage(0.5)
     for left, right in zip(with_it, without, strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-12)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,12 @@ def test_contexts_follow_their_law(law, weights):
     seen = expected > 0
     assert (counts[~seen] == 0).all()
     assert stats.chisquare(counts[seen], counts.sum() * expected[seen]).pvalue > 1e-3  # a fixed seed
+
+
+def test_a_context_without_weight_is_not_drawn_even_by_a_uniform_of_zero():
+    instance = realise(world(context_law=(0, 0.5, 0, 0.5, 0, 0, 0)), replicates=1)
+    extremes: Any = SimpleNamespace(uniform=lambda *_: torch.tensor([[0.0, 0.5, 1 - 2**-53]], dtype=torch.float64))
+    assert instance.contexts(extremes, 3).index.tolist() == [[1, 3, 3]]
 
 
 @pytest.mark.parametrize(

@@ -131,9 +131,12 @@ def worst_reward(
         mean = torch.einsum("rxa,rxad->rxd", p, features)
         value = kl_coef * (law * log_z).sum(-1) - (reward * nu).sum(-1)
         gradient = torch.einsum("rx,rxd->rd", law, mean) - nu
-        weighted = (features * (p * law[..., None])[..., None]).flatten(1, 2)
-        covariance = weighted.mT @ features.flatten(1, 2) - (mean * law[..., None]).mT @ mean
-        hessian = factor.mT @ covariance @ factor / kl_coef
+
+        def hessian() -> Tensor:
+            weighted = (features * (p * law[..., None])[..., None]).flatten(1, 2)
+            covariance = weighted.mT @ features.flatten(1, 2) - (mean * law[..., None]).mT @ mean
+            return factor.mT @ covariance @ factor / kl_coef
+
         return newton_local(value, (factor.mT @ gradient[..., None]).squeeze(-1), hessian, q, 1.0)
 
     solution = minimise(local, torch.zeros_like(theta), tolerance=1e-9 * max(1.0, radius))

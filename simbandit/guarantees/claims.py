@@ -75,10 +75,9 @@ class Exponent:
         if inside.sum() < 2:
             raise MissingData(f"claim {self.name!r}: fewer than two values of {self.x} in the window {self.window}")
         values = table.to_numpy()[:, inside]
-        if self.exact:
-            values = values.mean(0, keepdims=True)
         if np.isfinite(values).all() and (values.mean(0) > 0).all():
             interval = slope_interval(at[inside], values)
+            interval = Interval(*[interval.estimate] * 3) if self.exact else interval
         else:
             interval = _undefined()
         return _compare(self, interval, self.exponent, self.tolerance, "x^", self.sense)

@@ -266,7 +266,7 @@ class LinearWorld:
 
     def _check_sizes(self) -> None:
         arms, dim, pool = self.n_actions, self.dim, self.n_contexts
-        if isinstance(self.features, str) and self.features == "one_hot" and dim not in (arms, arms * (pool or 1)):
+        if self._has_law("features", "one_hot") and dim not in (arms, arms * (pool or 1)):
             tabular = f", or n_contexts * n_actions = {arms * pool}" if pool else ""
             raise ValueError(f"dim: one_hot features need dim = n_actions = {arms}{tabular}, got {dim}")
         if self._has_law("features", "per_arm") and dim % arms:
