@@ -127,9 +127,9 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 
 
 def test_two_runs_cannot_write_one_folder(tmp_path):
-    with writing(tmp_path, "toy"), pytest.raises(BlockingIOError, match=f"another run is writing {tmp_path}"):
-        with writing(tmp_path, "toy"):
-            pass
+    refused = pytest.raises(BlockingIOError, match=f"another run is writing {tmp_path}")
+    with writing(tmp_path, "toy"), refused, writing(tmp_path, "toy"):
+        pass
     with writing(tmp_path, "toy"):
         pass
 

@@ -147,7 +147,7 @@ def test_where_real_data_come_from(tmp_path, monkeypatch):
     assert Settings(1).file("duels.csv") is None
     assert Settings(1, data=file).file("other.csv") == file
     assert Settings(1, data=tmp_path).file("duels.csv") == file
-    with pytest.raises(FileNotFoundError, match="data: there is no .*other.csv"):
+    with pytest.raises(FileNotFoundError, match=r"data: there is no .*other\.csv"):
         Settings(1, data=tmp_path).file("other.csv")
     monkeypatch.setenv("SIMBANDIT_DATA", str(tmp_path))
     assert Settings(1).file("duels.csv") == file

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from simbandit.draws import Round
-from simbandit.estimators import Radius, RewardModel, confidence_radius, curvature, width
+from simbandit.estimators import Radius, RewardModel, batched_product, confidence_radius, curvature, width
 from simbandit.policies import LogLinear, Reference, Rows, argmax, tabulate
 from simbandit.types import Contexts, Feedback, Info, Policy, Setting
 
@@ -192,34 +192,38 @@ def kl_ball_tilt(
     direction: Tensor,
     size: Tensor,
     *,
-    directions: int = 4,
-    sizes: int = 12,
+    iterations: int = 6,
 ) -> tuple[Tensor, Tensor]:
     """The enhancer as a tilt of the main agent: pi' proportional to pi1 exp(size <direction, phi>), by GSHF's
     constrained uncertainty maximisation. direction (R, d) and size (R,) of the last round (zero: none) warm-start the
     search.
 
     Stationarity of max Gamma subject to kl_coef KL <= Gamma makes the maximiser a tilt along v = Sigma^-1 u / ||u||,
-    u = E[phi(pi') - phi(pi1)]. Alternates that direction with the largest feasible size, found by safeguarded Newton on
-    kl_coef KL(s) - Gamma(s) (its slope is about Var(<v, phi>) (kl_coef s - radius)). Starts at the best of the last
-    direction and both signs of the top eigenvector of Sigma^-1. The returned tilt always satisfies the constraint.
+    u = E[phi(pi') - phi(pi1)], of the largest feasible size. Each iteration evaluates one tilt and improves both: v by
+    that fixed point, the size by a Newton step on kl_coef KL(s) - Gamma(s), whose slope is Var(<v, phi>) (kl_coef s -
+    radius) there. Starts at the best of the last direction and both signs of the top eigenvector of Sigma^-1. The best
+    feasible tilt that was seen is returned: the constraint always holds.
     """
     features, (R, X) = contexts.features, contexts.shape
     weights = contexts.weights if contexts.weights is not None else features.new_full((R, X), 1 / X)
     flat = features.reshape(R, -1, features.shape[-1])
     log_pi1 = main.rows(contexts)
-    mean1 = ((weights[..., None] * log_pi1.exp()).reshape(R, 1, -1) @ flat).squeeze(1)
+    mean1 = batched_product((weights[..., None] * log_pi1.exp()).reshape(R, 1, -1), flat).squeeze(1)
 
     def evaluate(v: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """kl_coef KL - Gamma, Gamma, variance of <v, phi>, and u, at the tilt s v."""
-        scores = (flat @ v[..., None]).reshape(log_pi1.shape)
-        logits = log_pi1 + s[:, None, None] * scores
-        log_z = torch.logsumexp(logits, -1)
-        p = (logits - log_z[..., None]).exp() * weights[..., None]
-        first, second = (p * scores).sum(-1), (p * scores * scores).sum(-1)
+        scores = batched_product(flat, v[..., None]).reshape(log_pi1.shape)
+        p = torch.addcmul(log_pi1, scores, s[:, None, None])
+        highest = p.amax(-1, keepdim=True)
+        p = p.sub_(highest).exp_()
+        total = p.sum(-1, keepdim=True)
+        p = p.mul_(weights[..., None] / total)
+        weighted = p * scores
+        first, second = weighted.sum(-1), (weighted * scores).sum(-1)
+        log_z = (highest + total.log()).squeeze(-1)
         kl = (s[:, None] * first - weights * log_z).sum(-1).clamp_min(0.0)
         variance = (second - first * first / weights.clamp_min(1e-300)).sum(-1).clamp_min(1e-300)
-        u = (p.reshape(R, 1, -1) @ flat).squeeze(1) - mean1
+        u = batched_product(p.reshape(R, 1, -1), flat).squeeze(1) - mean1
         gamma = radius * width(u, inverse)
         return kl_coef * kl - gamma, gamma, variance, u
 
@@ -230,26 +234,24 @@ def kl_ball_tilt(
     s = torch.where(started, size, radius / kl_coef)
     leading = torch.stack([evaluate(v, s)[1] for v in starts]).argmax(0)
     v = starts[leading, torch.arange(R, device=s.device)]
-    u, best_v, best_s, best_gamma = v, v, torch.zeros_like(s), torch.zeros_like(s)
-    for _ in range(directions):
-        longest = LARGEST_TILT / (flat @ v[..., None]).abs().amax((1, 2)).clamp_min(1e-300)
-        s = s.minimum(longest)
-        low, high = torch.zeros_like(s), torch.full_like(s, torch.inf)
-        for _ in range(sizes):
-            excess, gamma, variance, u = evaluate(v, s)
-            feasible = excess <= 0
-            better = feasible & (gamma > best_gamma)
-            best_v, best_s = torch.where(better[:, None], v, best_v), torch.where(better, s, best_s)
-            best_gamma = torch.where(better, gamma, best_gamma)
-            settled = feasible & ((excess.abs() <= 1e-2 * gamma) | (s >= longest))
-            if bool(settled.all()):
+    longest = LARGEST_TILT / features.norm(dim=-1).amax((1, 2)).clamp_min(1e-300)
+    best_v, best_s, best_gamma = v, torch.zeros_like(s), torch.zeros_like(s)
+    for i in range(iterations + 30):
+        s = s.minimum(longest / v.norm(dim=-1).clamp_min(1e-300))
+        excess, gamma, variance, u = evaluate(v, s)
+        feasible = excess <= 0
+        better = feasible & (gamma > best_gamma)
+        best_v, best_s = torch.where(better[:, None], v, best_v), torch.where(better, s, best_s)
+        best_gamma = torch.where(better, gamma, best_gamma)
+        if i + 1 >= iterations:  # a tilt small enough is always feasible
+            if bool((feasible | (best_s > 0) | (gamma == 0)).all()):
                 break
-            low, high = torch.where(feasible, s, low), torch.where(feasible, high, s)
-            slope = variance * (kl_coef * s - radius)
-            newton = s - 1.001 * excess / slope
-            usable = (slope > 0) & (newton > low) & (newton < high)
-            middle = torch.where(torch.isinf(high), 2 * s, (low + high) / 2)
-            s = torch.where(settled, s, torch.where(usable, newton, middle).minimum(longest))
+            s = s / 2
+            continue
+        newton = s - 1.01 * excess / (variance * (kl_coef * s - radius))
+        usable = (kl_coef * s > radius) & (newton > 0)
+        s = torch.where(usable, newton.clamp(0.5 * s, 2 * s), torch.where(feasible, 2 * s, s / 2))
         uncertainty = width(u, inverse)[:, None]
-        v = torch.where(uncertainty > 0, (u[:, None] @ inverse).squeeze(1) / uncertainty.clamp_min(1e-300), v)
+        step = batched_product(u[:, None], inverse).squeeze(1) / uncertainty.clamp_min(1e-300)
+        v = torch.where(uncertainty > 0, step, v)
     return best_v, best_s
