@@ -96,7 +96,7 @@ def plackett_luce_mle(
     """
     R, N, K, d = features.shape
     start = features.new_zeros(R, d) if start is None else start
-    bound = None if ball is None else torch.as_tensor(ball, dtype=features.dtype).expand(R)[:, None]
+    bound = None if ball is None else torch.as_tensor(ball, dtype=features.dtype).to(features.device).expand(R)[:, None]
     eye = ridge * torch.eye(d, dtype=features.dtype, device=features.device)
     later = torch.ones(K, K, dtype=torch.bool, device=features.device).triu()  # [stage, action]: still in the race
 
@@ -120,8 +120,8 @@ def plackett_luce_mle(
 
 
 def batched_product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b over leading axes. On the CPU by NumPy, whose batched product of small matrices is two to four times as fast
-    as torch's and does not depend on the size of the batch, last bit included."""
+    """a @ b over leading axes. On the CPU by NumPy, whose batched product of small matrices is two to four times as
+    fast as torch's and does not depend on the size of the batch, last bit included."""
     if a.device.type != "cpu":
         return a @ b
     return torch.from_numpy(np.matmul(a.numpy(), b.numpy()))
@@ -244,6 +244,12 @@ class RewardModel:
             self.refit()
         return due
 
+    @property
+    def observations(self) -> int:
+        """Vectors z in `gram`: a ranking of K is K (K - 1) / 2 pairs (Zhu et al. 2301.11270, Sigma_DK)."""
+        K = self.rankings.shape[2]
+        return self.n * (K * (K - 1) // 2 if self.kind == "ranking" else 1)
+
     def refit(self) -> None:
         self.n_fitted = self.n
         if self.kind == "reward":
@@ -273,7 +279,7 @@ class RewardModel:
     def info(self, radius: float | None = None) -> Info:
         residual = None if self.kind == "reward" else self.residual
         iterations = None if self.kind == "reward" else self.iterations
-        return Info(self.theta, self.gram, residual, iterations, radius)
+        return Info(self.theta, self.gram, self.observations, residual, iterations, radius)
 
     def inverse(self, ridge: float, scale: float = 1.0) -> Tensor:
         """(ridge I + scale gram)^-1"""

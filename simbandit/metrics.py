@@ -60,12 +60,14 @@ class Snapshot:
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) over the last axis, as a sum of non-negative terms p (d + expm1(-d)), d = log p - log q: no digits are
-    lost when p is close to q. Infinite where p has mass that q lacks."""
-    d = torch.where(torch.isneginf(log_p), 0.0, log_p - log_q)
-    terms = log_p.exp() * (d + torch.expm1(-d))
-    missing = torch.where(torch.isneginf(log_p), log_q.exp(), 0.0)  # q's mass where p has none: p (e^-d) -> q
-    return terms.sum(-1) + missing.sum(-1)
+    """KL(p || q) over the last axis, as a sum of non-negative terms p d - p + q, d = log p - log q. Where p is close to
+    q a term is p (d + expm1(-d)), so that no digits are lost; elsewhere expm1 could overflow. Infinite where p has mass
+    that q lacks."""
+    p, q = log_p.exp(), log_q.exp()
+    absent, missing = torch.isneginf(log_p), torch.isneginf(log_q)
+    d = torch.where(absent | missing, 0.0, log_p - log_q)
+    terms = torch.where(d.abs() < 0.5, p * (d + torch.expm1(-d)), p * d - p + q)
+    return torch.where(absent, q, torch.where(missing, torch.inf, terms)).sum(-1)
 
 
 def best_reward(rewards: Tensor, ref_log_probs: Tensor) -> Tensor:
@@ -96,7 +98,8 @@ def expected_reward(s: Snapshot) -> Tensor:
 
 def policy_reward_regret(s: Snapshot) -> Tensor:
     """E_x[max_a r] - E_pi[r]: unregularised regret of the policy, not of what was played."""
-    return s.over_contexts(best_reward(s.rewards, s.ref_log_probs)) - s.expect(s.log_probs, s.rewards)
+    gaps = best_reward(s.rewards, s.ref_log_probs)[..., None] - s.rewards
+    return s.expect(s.log_probs, gaps)
 
 
 def _argmax_gaps(s: Snapshot) -> Tensor:
@@ -127,8 +130,9 @@ def reward_regret(s: Snapshot) -> Tensor | None:
 
 def win_rate_vs_ref(s: Snapshot) -> Tensor:
     """E_x P(a > b) for a ~ pi, b ~ pi_ref, exactly."""
-    evaluation = s.instance.evaluation
-    wins = s.oracle.win_rates(evaluation, s.ref_log_probs)
+    if not hasattr(s.oracle, "win_rates"):
+        raise ValueError("metrics: win_rate_vs_ref needs an oracle that knows win probabilities")
+    wins = s.oracle.win_rates(s.instance.evaluation, s.ref_log_probs)
     return s.expect(s.log_probs, wins)
 
 
@@ -139,10 +143,11 @@ def informative_pairs(s: Snapshot) -> Tensor:
 
 def estimation_error(s: Snapshot) -> Tensor | None:
     """||theta_hat - theta*|| in the norm of the data, sqrt(mean over observations of <theta_hat - theta*, z>^2)."""
-    if s.info.theta is None or s.info.data_matrix is None or s.instance.theta is None or s.queries == 0:
+    if s.info.theta is None or s.info.data_matrix is None or s.instance.theta is None or s.info.observations == 0:
         return None
     u = s.info.theta - s.instance.theta
-    return torch.einsum("rd,rde,re->r", u, s.info.data_matrix, u).clamp_min(0.0).div(s.queries).sqrt()
+    squares = torch.einsum("rd,rde,re->r", u, s.info.data_matrix, u).clamp_min(0.0)
+    return (squares / s.info.observations).sqrt()
 
 
 def fit_residual(s: Snapshot) -> Tensor | None:
@@ -208,8 +213,12 @@ METRICS: dict[str, Metric] = {
 CUMULATIVE = "cumulative_"
 
 
-def resolve(metrics: Sequence[str | tuple[str, MetricFunction]]) -> list[tuple[str, MetricFunction]]:
+def resolve(
+    metrics: Sequence[str | tuple[str, MetricFunction]], has_rewards: bool = True
+) -> list[tuple[str, MetricFunction]]:
     """Names and functions of registered metrics and of the user's own (name, function) pairs."""
+    if isinstance(metrics, str):
+        raise ValueError(f"metrics: must be a list of names, got the single text {metrics!r}")
     resolved: list[tuple[str, MetricFunction]] = []
     for metric in metrics:
         if isinstance(metric, str):
@@ -217,6 +226,8 @@ def resolve(metrics: Sequence[str | tuple[str, MetricFunction]]) -> list[tuple[s
             if base not in METRICS:
                 near = difflib.get_close_matches(base, METRICS, n=3) or sorted(METRICS)
                 raise ValueError(f"metrics: no metric is called {metric!r}; did you mean {', '.join(near)}?")
+            if METRICS[base].needs_rewards and not has_rewards:
+                raise ValueError(f"metrics: {metric} needs a world with rewards, and this one has none")
             resolved.append((metric, METRICS[base].function))
         else:
             resolved.append(metric)

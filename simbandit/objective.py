@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from simbandit.solvers import Local, minimise, newton_local, project_ball
+from simbandit.solvers import Local, box_minimiser, minimise, newton_local, project_ball
 from simbandit.types import Contexts, FitInfo
 
 
@@ -38,8 +39,9 @@ class DuelObjective:
     """sum_u weight_u loss(pi; duel u) + proximal sum_x Var_a(log pi(a|x) - anchor(a|x)), one value per replicate.
 
     contexts: C contexts, (R, C); row (R, U): each duel's position among them; actions (R, U, 2); weight, label (R, U);
-    last, ref (R, U, 2): stored log-probabilities; anchor (R, C, A): where the policy stays when no duel speaks.
-    The proximal term is the variance over a context's actions, so no normaliser enters. `bound` limits
+    last, ref (R, U, 2): stored log-probabilities; anchored: contexts -> (R, C, A), where the policy stays when no duel
+    speaks. The proximal term is the variance over a context's actions, so no normaliser enters; without it (proximal
+    0) a policy is only asked for the actions of duels, so it need not be able to list all actions. `bound` limits
     max - min over a context's actions of log pi - log pi_ref: without it a response that only ever lost has log-ratio
     -inf. On log-linear policies the bound is the ball ||theta|| <= bound / (2 max ||phi||), which implies it.
     """
@@ -53,16 +55,21 @@ class DuelObjective:
     ref: Tensor
     loss: Loss
     kl_coef: float
-    anchor: Tensor
+    anchored: Callable[[Contexts], Tensor]
     proximal: float
     bound: float
 
     def __call__(self, policy: Readable) -> Tensor:
-        table = policy.log_probs(self.contexts)
-        replicate = torch.arange(self.row.shape[0], device=self.row.device)[:, None]
-        now = table[replicate, self.row].gather(-1, self.actions)
-        duels = self.weight * self.loss(PairLogProbs(now, self.last, self.ref), self.label, self.kl_coef)
-        return duels.sum(-1) + self.proximal * variance(table - self.anchor, self.offered).sum(-1)
+        now = policy.log_probs(Contexts(index=self.row, pool=self.contexts), self.actions)
+        value = (self.weight * self.loss(PairLogProbs(now, self.last, self.ref), self.label, self.kl_coef)).sum(-1)
+        if self.proximal == 0:
+            return value
+        drift = policy.log_probs(self.contexts) - self.anchor
+        return value + self.proximal * variance(drift, self.offered).sum(-1)
+
+    @cached_property
+    def anchor(self) -> Tensor:
+        return self.anchored(self.contexts)
 
     @property
     def offered(self) -> Tensor:
@@ -103,7 +110,8 @@ def fit_tabular(table: Tensor, objective: DuelObjective) -> tuple[Tensor, FitInf
     """argmin over all policies with max - min of log pi - log pi_ref at most `bound`; warm-started at `table`.
 
     In h = log-ratio up to a shift, in the box [0, bound]: the loss ignores the shift, so the box is the constraint.
-    Blocks of A actions per context; projected Newton with the active set of Bertsekas (1982). table (R, C, A).
+    Blocks of A actions per context; Newton whose every step minimises the quadratic model within the box. table
+    (R, C, A).
     """
     (R, C, A), offered, ref = table.shape, objective.offered, objective.contexts.ref_log_probs
     n_offered = offered.sum(-1, keepdim=True)
@@ -136,18 +144,10 @@ def fit_tabular(table: Tensor, objective: DuelObjective) -> tuple[Tensor, FitInf
             M = M - row_sum[..., :, None] * pi[..., None, :] - pi[..., :, None] * row_sum[..., None, :]
             M = M + (row_sum.sum(-1)[..., None, None] + total[..., None]) * outer
             M = M - torch.diag_embed(total * pi) + prox[..., None] * mean_free
-            at_low, at_high = (h <= 0) & (gradient > 0), (h >= objective.bound) & (gradient < 0)
-            free = offered & ~at_low & ~at_high
-            diagonal = M.diagonal(dim1=-2, dim2=-1)
-            scale = torch.where(free, diagonal, 0.0).amax(-1, keepdim=True).clamp_min(1e-12)
-            M = torch.where(free[..., :, None] & free[..., None, :], M, 0.0)
-            M = M + torch.diag_embed(torch.where(free, 1e-9 * scale, 1.0))
-            factor, failed = torch.linalg.cholesky_ex(M)
-            newton = -torch.cholesky_solve((gradient * free)[..., None], factor).squeeze(-1)
-            newton = torch.where((failed > 0)[..., None], -gradient / scale, newton)
-            step = torch.where(offered, (h + newton * free).clamp(0.0, objective.bound) - h, 0.0)
+            step = box_minimiser(gradient, M, h, objective.bound, offered) - h
             uphill = (gradient * step).sum(-1, keepdim=True) > 0
-            step = torch.where(uphill, (h - gradient / scale).clamp(0.0, objective.bound) - h, step)
+            scale = M.diagonal(dim1=-2, dim2=-1).abs().amax(-1, keepdim=True).clamp_min(1e-12)
+            step = torch.where(uphill & offered, (h - gradient / scale).clamp(0.0, objective.bound) - h, step)
             return step.view(R, -1), (gradient * step).sum((-1, -2))
 
         residual = torch.where(offered, h - (h - gradient).clamp(0.0, objective.bound), 0.0)
@@ -157,7 +157,9 @@ def fit_tabular(table: Tensor, objective: DuelObjective) -> tuple[Tensor, FitInf
     ratio = ratio - torch.where(offered, ratio, torch.inf).amin(-1, keepdim=True)
     start = torch.where(offered, ratio.clamp(0.0, objective.bound), 0.0)
     solution = minimise(local, start.reshape(R, -1), tolerance=tolerance_of(objective))
-    fitted = torch.log_softmax(ref + solution.argmin.view(R, C, A), dim=-1)
+    # The gradient of the proximal term may lie below the tolerance of the duels': one more step, exact for it.
+    last = torch.where(solution.converged[:, None], solution.propose()[0], 0.0)
+    fitted = torch.log_softmax(ref + (solution.argmin + last).view(R, C, A), dim=-1)
     return fitted, FitInfo(solution.residual, solution.converged, solution.iterations)
 
 

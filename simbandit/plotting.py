@@ -65,22 +65,22 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "simbandit",
     "svg.fonttype": "path",
 }
-LOWER, HIGHER = "lower is better", "higher is better"
+LOWER, HIGHER = "(lower is better)", "(higher is better)"
 LABELS = {
     "queries": "queries (comparisons asked)",
     "round": "round",
-    "suboptimality": rf"suboptimality $J(\pi^*)-J(\pi)$ [reward], {LOWER}",
-    "cumulative_suboptimality": f"cumulative suboptimality [reward], {LOWER}",
-    "reward_regret": f"regret of the actions played [reward], {LOWER}",
-    "cumulative_reward_regret": f"cumulative regret [reward], {LOWER}",
-    "argmax_regret": f"regret of the best guess [reward], {LOWER}",
-    "duality_gap": f"duality gap [win probability], {LOWER}",
+    "suboptimality": r"suboptimality $J(\pi^*)-J(\pi)$ [reward]" f"\n{LOWER}",
+    "cumulative_suboptimality": f"cumulative suboptimality [reward]\n{LOWER}",
+    "reward_regret": f"regret of the actions played [reward]\n{LOWER}",
+    "cumulative_reward_regret": f"cumulative regret [reward]\n{LOWER}",
+    "argmax_regret": f"regret of the best guess [reward]\n{LOWER}",
+    "duality_gap": f"duality gap [win probability]\n{LOWER}",
     "kl_to_ref": r"KL$(\pi\,\|\,\pi_{\mathrm{ref}})$ [nats]",
-    "kl_to_optimum": rf"KL$(\pi\,\|\,\pi^*)$ [nats], {LOWER}",
-    "expected_reward": f"expected reward, {HIGHER}",
-    "win_rate_vs_ref": f"win rate against the reference, {HIGHER}",
+    "kl_to_optimum": r"KL$(\pi\,\|\,\pi^*)$ [nats]" f"\n{LOWER}",
+    "expected_reward": f"expected reward\n{HIGHER}",
+    "win_rate_vs_ref": f"win rate against the reference\n{HIGHER}",
     "informative_pairs": "informative duels (two different actions)",
-    "estimation_error": rf"estimation error in the data norm, {LOWER}",
+    "estimation_error": rf"estimation error in the data norm\n{LOWER}",
     "oracle_evaluations": "oracle evaluations",
     "fit_residual": "gradient norm of the fit",
 }
@@ -218,15 +218,29 @@ def frontier(
         h, v = mean_interval(across[shared].to_numpy()), mean_interval(up[shared].to_numpy())
         look = looks[name]
         text = str((names or {}).get(name, name))
-        ax.plot(h.estimate, v.estimate, color=look.color, linestyle=look.dash, marker=look.marker, label=text)
+        marked = _spread(len(shared)) if along == "round" else np.arange(len(shared))
+        ax.plot(
+            h.estimate,
+            v.estimate,
+            color=look.color,
+            linestyle=look.dash,
+            marker=look.marker,
+            markevery=marked.tolist(),
+            label=text,
+        )
         if min(len(across), len(up)) > 1:
             cross = {"color": look.color, "alpha": 0.4, "linewidth": 0.8}
-            ax.vlines(h.estimate, v.low, v.high, **cross)
-            ax.hlines(v.estimate, h.low, h.high, **cross)
+            ax.vlines(h.estimate[marked], v.low[marked], v.high[marked], **cross)
+            ax.hlines(v.estimate[marked], h.low[marked], h.high[marked], **cross)
     ax.set_xlabel(label(x))
     ax.set_ylabel(label(y))
     if legend:
         ax.legend()
+
+
+def _spread(n: int, marks: int = 7) -> np.ndarray:
+    """Positions of the points to mark among n: first, last, and closer together at the start, where policies move."""
+    return np.unique(np.geomspace(1, n, min(n, marks)).round().astype(int)) - 1
 
 
 @_styled
@@ -256,7 +270,6 @@ def regret_panel(
                 names=names,
                 legend=False,
             )
-            ax.set_ylabel(label(metric).replace(", ", "\n"))
     legend_above(figure, axes[0, 0])
     return figure
 

@@ -209,6 +209,8 @@ class LogLinear(Rows):
     theta: Tensor
 
     def rows(self, contexts: Contexts) -> Tensor:
+        if contexts.pool is not None and contexts.shape[1] > contexts.pool.shape[1]:
+            return contexts.rows(self.rows(contexts.pool))  # each context of the pool once
         tilt = torch.einsum("rbad,rd->rba", contexts.features, self.theta)
         return normalise(contexts.ref_log_probs + tilt)
 

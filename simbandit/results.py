@@ -79,8 +79,11 @@ class Results:
 
 
 def load(path: str | os.PathLike[str]) -> Results:
-    """What `Results.save` wrote. Raises ValueError for a Parquet file of another origin."""
-    table = pq.read_table(path)
+    """What `Results.save` wrote. Raises ValueError for a truncated file or a Parquet file of another origin."""
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"path: {path} is truncated or not a Parquet file: {error}") from error
     text = (table.schema.metadata or {}).get(b"simbandit")
     if text is None or not set(COLUMNS) <= set(table.column_names):
         raise ValueError(f"path: {path} was not written by Results.save")

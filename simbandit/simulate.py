@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -20,11 +21,13 @@ from simbandit.metrics import CUMULATIVE, MetricFunction, Snapshot, best_reward
 from simbandit.policies import LogLinear, Reference, Tabular, concatenate, mixture
 from simbandit.results import Results
 from simbandit.types import Algorithm, Contexts, Info, Oracle, Policy, Setting, World
+from simbandit.worlds.arrays import affordable
 
 Record = Literal["log", "all"] | Sequence[int]
 Output = Literal["last", "average"] | Logged
 CHUNK_NUMBERS = 2**24  # float64 numbers in a chunk's largest tables: 128 MB, of which a handful exist at a time
 LARGEST_CHUNK = 128
+MOST_REPLICATES = 10**7
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,14 @@ def simulate(
     Raises ValueError naming the argument, what was wrong and what is allowed.
     """
     for name, value in (("rounds", rounds), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name}: must be at least 1, got {value}")
-    ids = list(range(replicates)) if isinstance(replicates, int) else list(replicates)
-    if not ids:
-        raise ValueError("replicates: must be at least 1, got 0")
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name}: must be an integer >= 1, got {value!r}")
+    ids = _replicate_numbers(replicates)
+    if isinstance(algorithm, type) or not isinstance(algorithm, Algorithm):
+        raise TypeError(f"algorithm: must be an object such as algorithms.create('greedy'), got {algorithm!r}")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: {device!r} is not there (torch finds no CUDA device); use 'cpu'")
+    affordable("batch_size", batch_size * max(1, problem.oracle.n_select), f"one round of {batch_size:,} contexts")
     if problem.oracle.feedback not in algorithm.feedbacks:
         raise ValueError(
             f"oracle: {type(problem.oracle).__name__} answers with {problem.oracle.feedback} feedback, and "
@@ -112,6 +118,17 @@ def simulate(
     )
 
 
+def _replicate_numbers(replicates: int | Sequence[int]) -> list[int]:
+    if isinstance(replicates, Integral):
+        if not 1 <= replicates <= MOST_REPLICATES:
+            raise ValueError(f"replicates: must be at least 1 and at most {MOST_REPLICATES:,}, got {replicates:,}")
+        return list(range(int(replicates)))
+    numbers = list(replicates) if isinstance(replicates, Iterable) else []
+    if not numbers or len(set(numbers)) < len(numbers) or any(not isinstance(r, Integral) or r < 0 for r in numbers):
+        raise ValueError(f"replicates: a count >= 1, or different integers >= 0, got {replicates!r}")
+    return [int(r) for r in numbers]
+
+
 def recording(rounds: int, record: Record) -> set[int]:
     """The rounds at which metrics are recorded, 0 and `rounds` among them."""
     if record == "all":
@@ -119,8 +136,8 @@ def recording(rounds: int, record: Record) -> set[int]:
     if record == "log":
         tail = np.geomspace(64, max(rounds, 64), 1 + math.ceil(24 * math.log10(max(rounds, 64) / 64)))
         return {*range(min(rounds, 64) + 1), *(int(t) for t in tail.round() if t <= rounds), rounds}
-    listed = set(record)
-    if any(isinstance(t, str) or t < 0 or t > rounds for t in listed):
+    listed = set(record) if isinstance(record, Iterable) else {None}
+    if any(not isinstance(t, Integral) or not 0 <= t <= rounds for t in listed):
         raise ValueError(f"record: 'log', 'all' or rounds between 0 and {rounds}, got {record!r}")
     return listed | {0, rounds}
 
@@ -184,14 +201,15 @@ class _Run:
             theta_bound=self.instance.theta_bound,
             device=torch.device(device),
         )
-        self.metrics = metric_registry.resolve(metric_registry.defaults(self.instance) if metrics is None else metrics)
+        asked = metric_registry.defaults(self.instance) if metrics is None else metrics
+        self.metrics = metric_registry.resolve(asked, self.instance.has_rewards)
         self.optimum = self.best = None
         if self.instance.has_rewards:
             self.optimum = self.instance.optimal_log_probs(problem.kl_coef)
             if self.instance.pool is not None:
                 self.best = best_reward(self.instance.rewards(self.instance.pool), self.instance.pool.ref_log_probs)
         self.columns: dict[str, list[tuple[int, float, Tensor]]] = {name: [] for name, _ in self.metrics}
-        self.totals = {name: torch.zeros(len(ids), dtype=torch.float64, device=device) for name, _ in self.metrics}
+        self.totals: dict[str, Tensor] = {}  # of cumulative metrics that have had a value
         self.data: list[tuple[int, Contexts, Tensor, Tensor]] = []
         self.informative = torch.zeros(len(ids), dtype=torch.float64, device=device)
         self.queries, self.logged = 0.0, 0
@@ -206,6 +224,10 @@ class _Run:
         bar: tqdm,
     ) -> tuple[pd.DataFrame, Policy, pd.DataFrame]:
         algorithm, oracle, instance = self.algorithm, self.oracle, self.instance
+        if keep_data and (instance.pool is None or oracle.feedback not in ("preference", "reward")):
+            raise ValueError("keep_data: needs a finite world (contexts must have ids) and duels or rewards")
+        if offline is not None and self.exact:
+            raise ValueError("offline: logged data hold actions, and FullInformation answers policies")
         state = algorithm.init(self.setting)
         chosen = _Output(output, self)
         if algorithm.offline:
@@ -249,7 +271,7 @@ class _Run:
             if dim is None:
                 raise ValueError("policy: 'log_linear' needs features, this world has none; use 'tabular'")
             return LogLinear(torch.zeros(len(self.ids), dim, dtype=torch.float64, device=device))
-        if isinstance(policy, str):
+        if not isinstance(policy, Policy):
             raise ValueError(f"policy: 'tabular', 'log_linear' or a Policy, got {policy!r}")
         return policy
 
@@ -295,17 +317,16 @@ class _Run:
         )
         computed: dict[MetricFunction, Tensor | None] = {}
         for name, function in self.metrics:
-            is_sum = name.startswith(CUMULATIVE)
-            if is_sum and wanted:
-                self.columns[name].append((t, self.queries, self.totals[name]))
+            is_sum, value = name.startswith(CUMULATIVE), None
             if (wanted and not is_sum) or (is_sum and actions is not None):
                 if function not in computed:
                     computed[function] = function(snapshot)
                 value = computed[function]
-                if value is not None and is_sum:
-                    self.totals[name] = self.totals[name] + self.batch_size * value
-                elif value is not None:
-                    self.columns[name].append((t, self.queries, value))
+            before = self.totals.get(name, None if value is None else torch.zeros_like(value)) if is_sum else value
+            if wanted and before is not None:
+                self.columns[name].append((t, self.queries, before))
+            if is_sum and value is not None:
+                self.totals[name] = before + self.batch_size * value
 
     def _frame(self) -> pd.DataFrame:
         """Long: one row per replicate, recorded round and metric."""
@@ -331,8 +352,7 @@ class _Run:
         """One row per interaction: replicate, round, context, then first, second, preferred (or action, reward)."""
         frames = []
         for t, contexts, actions, feedback in self.data:
-            if contexts.index is None or self.exact or actions.shape[-1] > 2:
-                raise ValueError("keep_data: needs a finite world with duels or rewards (contexts must have ids)")
+            assert contexts.index is not None
             names = ["action"] if actions.shape[-1] == 1 else ["first", "second"]
             frame = pd.DataFrame({"replicate": np.repeat(self.ids, feedback.shape[1]), "round": t})
             frame["context"] = contexts.index.reshape(-1).cpu().numpy()

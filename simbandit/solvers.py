@@ -20,11 +20,15 @@ class Local(NamedTuple):
 
 
 class Solution(NamedTuple):
+    """Per problem: the point, its value and residual, whether the residual met the tolerance, and the iterations.
+    `propose` is the step (R, n) and slope that the search would have tried next."""
+
     argmin: Tensor
     value: Tensor
     residual: Tensor
     converged: Tensor
     iterations: Tensor
+    propose: Callable[[], tuple[Tensor, Tensor]]
 
 
 def minimise(
@@ -59,7 +63,7 @@ def minimise(
             size = torch.where(rejected, size / 2, size)
         stalled = stalled | rejected
         x, here = candidate, there
-    return Solution(x, here.value, here.residual, here.residual <= tolerance, iterations)
+    return Solution(x, here.value, here.residual, here.residual <= tolerance, iterations, here.propose)
 
 
 def newton_local(
@@ -113,6 +117,49 @@ def ball_minimiser(gradient: Tensor, hessian: Tensor, x: Tensor, ball: Tensor | 
         if not (change.abs() > 1e-13 * (values.amax(-1, keepdim=True) + mu)).any():
             break
     return project_ball((vectors @ (b / (values + mu))[..., None]).squeeze(-1), ball)
+
+
+def box_minimiser(gradient: Tensor, hessian: Tensor, x: Tensor, high: float, movable: Tensor) -> Tensor:
+    """argmin over 0 <= q <= high of the quadratic model around x, (..., n), which ignores a common shift of all movable
+    coordinates (gradient and rows of the Hessian sum to 0); the others stay.
+
+    Primal-dual active set method (Hintermueller, Ito, Kunisch 2003): pin coordinates, solve for the rest, pin those that
+    leave the box, release those that are pulled inwards. Exact; a sweep or two from a warm start. While nothing is
+    pinned the shift is free, and the smallest coordinate is put at 0.
+    """
+    shape, n = x.shape, x.shape[-1]
+    gradient, hessian, x, movable = (
+        gradient.reshape(-1, n),
+        hessian.reshape(-1, n, n),
+        x.reshape(-1, n),
+        movable.reshape(-1, n),
+    )
+    at_low, at_high = movable & (x <= 0) & (gradient > 0), movable & (x >= high) & (gradient < 0)
+    answer, todo = x.clone(), torch.arange(x.shape[0], device=x.device)
+    for _ in range(50):
+        scale = hessian.diagonal(dim1=-2, dim2=-1).abs().amax(-1, keepdim=True).clamp_min(1e-300)
+        free = movable & ~at_low & ~at_high
+        unpinned = (free == movable).all(-1, keepdim=True)
+        pinned = torch.where(at_low, -x, torch.where(at_high, high - x, 0.0))
+        force = torch.where(free, gradient + (hessian @ pinned[..., None]).squeeze(-1), 0.0)
+        system = torch.where(free[:, :, None] & free[:, None, :], hessian + (unpinned * scale)[..., None], 0.0)
+        system.diagonal(dim1=-2, dim2=-1).add_(torch.where(free, 1e-15 * scale, 1.0))
+        factor, failed = torch.linalg.cholesky_ex(system)
+        step = pinned - torch.cholesky_solve(force[..., None], factor).squeeze(-1)
+        step = torch.where((failed > 0)[:, None], pinned - force / scale, step)
+        q = torch.where(movable, x + step, x)
+        q = torch.where(unpinned & movable, q - torch.where(movable, q, torch.inf).amin(-1, keepdim=True), q)
+        answer[todo] = torch.where(movable, q.clamp(0.0, high), x)
+        slope = gradient + (hessian @ (q - x)[..., None]).squeeze(-1)
+        rounding = 1e-12 * gradient.abs().amax(-1, keepdim=True)
+        low = (free & (q < 0)) | (at_low & (slope > -rounding))
+        top = (free & (q > high)) | (at_high & (slope < rounding))
+        left = ((low != at_low) | (top != at_high)).any(-1)
+        if not left.any():
+            break
+        gradient, hessian, x, movable, todo = gradient[left], hessian[left], x[left], movable[left], todo[left]
+        at_low, at_high = low[left], top[left]
+    return answer.reshape(shape)
 
 
 def minimise_lbfgs(

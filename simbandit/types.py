@@ -121,12 +121,14 @@ class FitInfo(NamedTuple):
 class Info:
     """Diagnostics of one update; nothing here feeds the next round.
 
-    theta (R, d): the reward estimate; data_matrix (R, d, d): sum of z z' of the data behind it, without ridge;
+    theta (R, d): the reward estimate; data_matrix (R, d, d): sum of z z' of the data behind it, without ridge, over
+    `observations` vectors z (one a duel or reward, K (K - 1) / 2 a ranking);
     fit_residual (R,): norm of the fit's gradient; fit_iterations (R,); radius: the confidence radius used.
     """
 
     theta: Tensor | None = None
     data_matrix: Tensor | None = None
+    observations: int = 0
     fit_residual: Tensor | None = None
     fit_iterations: Tensor | None = None
     radius: Tensor | float | None = None

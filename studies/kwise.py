@@ -11,6 +11,11 @@ features and theta*, so the mean is over instances too; the constraint sum theta
 Gaussian features span the space and identify theta*; B = sqrt 3 + 8 is never reached by theta* and binds where labels
 are nearly separable, for which unconstrained estimates diverge. "Own notes" are numbers measured before this package
 existed, on 5 instances x 40 trials (K = 9), to be read as +-30 %.
+
+Found: with K = 4 a few instances in a hundred are nearly separable at any n in reach, their estimates sit on the ball,
+and the mean over instances is theirs alone: neither order nor rate shows. The theorem is about one instance and n to
+infinity; "typical instance" compares the mean logarithm of the error, which no single instance decides (this claim was
+added when the first full run had shown the heavy tail). Our notes saw the same reversal at K = 4.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from torch import Tensor
 
 from simbandit import plotting
 from simbandit.draws import Draws
-from simbandit.estimators import logistic_mle, plackett_luce_mle
+from simbandit.estimators import Fit, logistic_mle, plackett_luce_mle
 from simbandit.guarantees import Exponent, Number, Ordering
 from simbandit.oracles import PlackettLuce
 from simbandit.study import Settings, Simulation, Study, Task
@@ -44,7 +49,7 @@ def world(k: int) -> LinearWorld:
 def ranking_errors(
     replicates: int, seed: int, device: str, k: int, n: int, estimator: str, dim: int = DIM
 ) -> pd.DataFrame:
-    """The error in the norm of Sigma, and its square, after n rankings of k actions."""
+    """The error in the norm of Sigma, its square and its logarithm, after n rankings of k actions."""
     ids = range(replicates)
     errors = []
     for start in range(0, replicates, CHUNK):
@@ -57,7 +62,10 @@ def ranking_errors(
         everything = torch.arange(k, device=device).expand(instance.replicates, n, -1)
         order = PlackettLuce(k).bind(instance).respond(contexts, everything, draws.at(0))
         features, fit = pool.features[:, 0], fit_pairs if estimator == "MLE_2" else fit_rankings
-        away = fit(features, order, instance.theta_bound) - instance.theta
+        solution = fit(features, order, instance.theta_bound)
+        if not bool(solution.converged.all()):
+            raise RuntimeError(f"{estimator}: Newton stopped at residual {float(solution.residual.max()):.1e}")
+        away = solution.theta - instance.theta
         z = torch.stack([features[:, a] - features[:, b] for a, b in pairs(k)], dim=1)
         errors.append((z @ away[..., None]).square().mean((1, 2)).sqrt())
     values = torch.cat(errors).cpu().numpy()
@@ -65,7 +73,11 @@ def ranking_errors(
     return pd.concat(
         [
             pd.DataFrame({**rows, "metric": metric, "value": value})
-            for metric, value in (("estimation_error", values), ("squared_error", values**2))
+            for metric, value in (
+                ("estimation_error", values),
+                ("squared_error", values**2),
+                ("log_error", np.log(values)),
+            )
         ]
     )
 
@@ -74,19 +86,19 @@ def pairs(k: int) -> list[tuple[int, int]]:
     return [(a, b) for a in range(k) for b in range(a + 1, k)]
 
 
-def fit_rankings(features: Tensor, order: Tensor, ball: float | None) -> Tensor:
-    """MLE_K, (R, d), from features (R, K, d) and rankings (R, n, K), best first."""
+def fit_rankings(features: Tensor, order: Tensor, ball: float | None) -> Fit:
+    """MLE_K from features (R, K, d) and rankings (R, n, K), best first."""
     replicate = torch.arange(len(features), device=features.device)[:, None, None]
-    return plackett_luce_mle(features[replicate, order], ball=ball).theta
+    return plackett_luce_mle(features[replicate, order], ball=ball)
 
 
-def fit_pairs(features: Tensor, order: Tensor, ball: float | None) -> Tensor:
-    """MLE_2, (R, d): every pair of a ranking as a duel of its own."""
+def fit_pairs(features: Tensor, order: Tensor, ball: float | None) -> Fit:
+    """MLE_2: every pair of a ranking as a duel of its own."""
     n, k = order.shape[1:]
     position = order.argsort(-1)  # the rank of every action
     wins = torch.stack([(position[..., a] < position[..., b]).sum(1) for a, b in pairs(k)], dim=-1).to(features.dtype)
     z = torch.stack([features[:, a] - features[:, b] for a, b in pairs(k)], dim=1)
-    return logistic_mle(z, wins, torch.full_like(wins, n), ball=ball).theta
+    return logistic_mle(z, wins, torch.full_like(wins, n), ball=ball)
 
 
 def cells(settings: Settings, tuned: dict[str, Any]) -> Sequence[Simulation | Task]:
@@ -127,6 +139,16 @@ claims = (
         )
         for k in (4, 9)
         for n in (500, 1000)
+    ),
+    *(
+        Ordering(
+            f"typical instance: MLE_K is more efficient, K = {k}, n = 1000",
+            THEOREM,
+            "log_error",
+            smaller=at("MLE_K", k, 1000),
+            larger=at("MLE_2", k, 1000),
+        )
+        for k in (4, 9)
     ),
     *(
         Exponent(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from simbandit import losses
+from simbandit.algorithms.checks import check
 from simbandit.data import Duels
 from simbandit.draws import Round
 from simbandit.objective import DuelObjective, Loss
@@ -68,10 +70,13 @@ class Direct:
     offline: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check(self, positive=("loss_parameters", "value_range"))
         allowed = loss_parameters(self.loss)
         given = [name for name, _ in self.loss_parameters]
         if sorted(given) != sorted(allowed):
             raise ValueError(f"loss_parameters: {self.loss} takes {allowed or 'none'}, got {given or 'none'}")
+        if self.anchor == "mirror" and "step_size" not in given:
+            raise ValueError(f"anchor: 'mirror' needs a loss with a step_size, {self.loss} has none; use 'reference'")
         if self.data == "all" and "step_size" in given:
             raise ValueError(f"data: {self.loss} looks at the last policy and takes 'fresh' data, got 'all'")
 
@@ -124,12 +129,7 @@ class Direct:
                 assert contexts.index is not None
                 over, row, pairs = pool, contexts.index, actions
             weight = (pairs[..., 0] != pairs[..., 1]).to(torch.float64)
-        last, ref = state.policy.log_probs(over), setting.policy.log_probs(over)
-        replicate = torch.arange(row.shape[0], device=row.device)[:, None]
-        anchor = ref
-        if self.anchor == "mirror":
-            pull = setting.kl_coef * dict(self.loss_parameters)["step_size"]
-            anchor = pull * ref + (1 - pull) * last
+        duelled = Contexts(index=row, pool=over)
         span = _span(setting) if self.value_range is None else self.value_range
         return DuelObjective(
             contexts=over,
@@ -137,14 +137,22 @@ class Direct:
             actions=pairs,
             weight=weight,
             label=label,
-            last=last[replicate, row].gather(-1, pairs),
-            ref=ref[replicate, row].gather(-1, pairs),
+            last=state.policy.log_probs(duelled, pairs),
+            ref=setting.policy.log_probs(duelled, pairs),
             loss=self._loss(),
             kl_coef=setting.kl_coef,
-            anchor=anchor,
+            anchored=self._anchor(setting, state.policy),
             proximal=self.proximal,
             bound=span / setting.kl_coef,
         )
+
+    def _anchor(self, setting: Setting, last: Policy) -> Callable[[Contexts], Tensor]:
+        ref, kept = setting.policy, 0.0
+        if self.anchor == "mirror":
+            kept = 1 - setting.kl_coef * dict(self.loss_parameters)["step_size"]
+        if kept == 0:
+            return ref.log_probs
+        return lambda contexts: (1 - kept) * ref.log_probs(contexts) + kept * last.log_probs(contexts)
 
     def _loss(self) -> Loss:
         return partial(getattr(losses, self.loss), **dict(self.loss_parameters))

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from simbandit.algorithms.checks import check
 from simbandit.draws import Round
 from simbandit.estimators import Radius, RewardModel, batched_product, confidence_radius, curvature, width
 from simbandit.policies import LogLinear, Reference, Rows, argmax, tabulate
@@ -57,6 +58,8 @@ class GSHF:
         weights), so Gamma is their standard deviation.
     radius: a number, "tuned" (1), or "theory": sqrt(d log(T / delta) / (gamma^2 m)), delta = .05.
     covariance: "batch_mean" (the paper: a batch of m duels contributes O(1)) or "sum" (O(m)).
+    refit_growth: estimate and plan are renewed once the data have grown by this fraction: at .01 in every one of the
+        first hundred rounds, then ever more rarely, so that a round's cost does not grow; 0 is every round (the paper).
     ridge: of the likelihood, sum convention. ball: bound on ||theta||; None takes the world's own, if it tells one.
 
     Deviations: a small ridge joins the ball, so that the MLE is unique before the data span R^d; the enhancer's search
@@ -76,11 +79,14 @@ class GSHF:
     ball: float | None = None
     n: int = 8
     members: int = 10
-    refit_growth: float = 0.0
+    refit_growth: float = 0.01
 
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference",)
     needs_features: ClassVar[bool] = True
     offline: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check(self, positive=("ball", "covariance_ridge"))
 
     @property
     def consistent(self) -> bool:

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from simbandit.algorithms.checks import check
 from simbandit.draws import Round
 from simbandit.estimators import Radius, RewardModel, confidence_radius, curvature, width
 from simbandit.policies import (
@@ -76,6 +77,9 @@ class GSHFOffline:
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference",)
     needs_features: ClassVar[bool] = True
     offline: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check(self, positive=("ball", "ridge"))
 
     @property
     def consistent(self) -> bool:
@@ -152,10 +156,10 @@ class PessimisticMLE:
 
         pi_hat = argmax_pi <theta, E_x[phi(x, pi(x))] - v> - f ||E_x[phi(x, pi(x))] - v||_{(Sigma_D + lambda I)^-1}
 
-    with the ball-constrained MLE theta, Sigma_D = (1/n) sum z z' and f = sqrt((d + log 1/delta) / (gamma^2 n) + lambda
-    B^2) (Lemma 3.1, constant 1; gamma from the largest reward difference). Guarantee (Theorem 3.2): the gap of reward
-    is at most 2 f ||E[phi(x, pi*(x))] - v||, where greedy MLE can lose a constant for ever (Theorem 3.9). kl_coef plays
-    no part.
+    with the ball-constrained MLE theta, Sigma_D = (1/n) sum z z' (of n rankings: the mean over all their pairs) and
+    f = sqrt((d + log 1/delta) / (gamma^2 n) + lambda B^2) (Lemma 3.1, constant 1; gamma from the largest reward
+    difference). Guarantee (Theorem 3.2): the gap of reward is at most 2 f ||E[phi(x, pi*(x))] - v||, where greedy MLE
+    can lose a constant for ever (Theorem 3.9). kl_coef plays no part.
 
     radius: "theory" as above; "tuned": the same without 1 / gamma; or a number f. covariance_ridge: lambda; None is
     1/n, which is needed for consistency (a fixed lambda leaves a radius of sqrt(lambda) B).
@@ -176,6 +180,9 @@ class PessimisticMLE:
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference", "ranking")
     needs_features: ClassVar[bool] = True
     offline: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check(self, positive=("ball", "covariance_ridge", "delta"), signed=("v",))
 
     @property
     def consistent(self) -> bool:
@@ -200,7 +207,7 @@ class PessimisticMLE:
         penalty = 1 / n if self.covariance_ridge is None else self.covariance_ridge
         radius = self._radius(state.setting, n, penalty)
         v = self._centre(pool, contexts, actions)
-        chosen = pessimistic_actions(pool, model.theta, model.inverse(penalty, 1 / n), radius, v)
+        chosen = pessimistic_actions(pool, model.theta, model.inverse(penalty, 1 / model.observations), radius, v)
         scores = torch.zeros_like(pool.ref_log_probs).scatter(-1, chosen[..., None], 1.0)
         state.policy = Tabular(argmax(scores, pool.ref_log_probs))
         return state, model.info(radius)
@@ -235,13 +242,15 @@ class PessimisticMLE:
 
 
 def pessimistic_actions(pool: Contexts, theta: Tensor, inverse: Tensor, radius: float, v: Tensor) -> Tensor:
-    """(R, X) actions that maximise <theta, u> - radius ||u||_inverse, u = E_x[phi(x, a_x)] - v, by coordinate
-    ascent."""
+    """(R, X) actions that maximise <theta, u> - radius ||u||_inverse, u = E_x[phi(x, a_x)] - v, by coordinate ascent.
+
+    A context changes its action only for a gain beyond 1e-9, to the first that reaches it, so rounding decides nothing.
+    """
     features, law = pool.features, _law(pool)
     offered = ~torch.isneginf(pool.ref_log_probs)
     R, X = features.shape[:2]
     greedy = torch.where(offered, torch.einsum("rxad,rd->rxa", features, theta), -torch.inf)
-    chosen = greedy.argmax(-1)
+    chosen = _near_best(greedy).argmax(-1)
     replicate, every = torch.arange(R, device=theta.device), torch.arange(X, device=theta.device)
     u = torch.einsum("rx,rxd->rd", law, features[replicate[:, None], every, chosen]) - v
     for _ in range(100):
@@ -251,11 +260,18 @@ def pessimistic_actions(pool: Contexts, theta: Tensor, inverse: Tensor, radius: 
             rest = u - weight * features[replicate, x, chosen[:, x]]
             options = rest[:, None] + weight[..., None] * features[:, x]
             value = (options @ theta[..., None]).squeeze(-1) - radius * width(options, inverse)
-            chosen[:, x] = torch.where(offered[:, x], value, -torch.inf).argmax(-1)
+            best = _near_best(torch.where(offered[:, x], value, -torch.inf))
+            stays = best[replicate, chosen[:, x]] > 0
+            chosen[:, x] = torch.where(stays, chosen[:, x], best.argmax(-1))
             u = options[replicate, chosen[:, x]]
         if torch.equal(before, chosen):
             return chosen
     raise RuntimeError("pessimistic policy: coordinate ascent still changed after 100 sweeps")
+
+
+def _near_best(values: Tensor) -> Tensor:
+    """1 where a value is within 1e-9 of its row's maximum; argmax of it is the first such place."""
+    return (values >= values.amax(-1, keepdim=True) - 1e-9).to(torch.int8)
 
 
 @dataclass(frozen=True)
@@ -278,6 +294,9 @@ class KLPCB:
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("reward", "preference")
     needs_features: ClassVar[bool] = True
     offline: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check(self, positive=("ball", "ridge"))
 
     @property
     def consistent(self) -> bool:
@@ -330,6 +349,9 @@ class RSO:
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference", "reward")
     needs_features: ClassVar[bool] = True
     offline: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check(self, positive=("ball",))
 
     @property
     def consistent(self) -> bool:

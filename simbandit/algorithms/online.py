@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from simbandit.algorithms.checks import check
 from simbandit.draws import Round
 from simbandit.estimators import Radius, RewardModel, confidence_radius
 from simbandit.policies import Elliptical, LogLinear, Reference, tabulate
@@ -23,7 +24,6 @@ class _State:
     model: RewardModel
     policy: Policy
     player: Policy
-    round: int = 0
 
 
 def _start(setting: Setting, *, ridge: float, ball: float | None, refit_growth: float) -> _State:
@@ -76,18 +76,22 @@ class Greedy:
     stays in [e^-1/kl_coef, e^1/kl_coef] for rewards in [0, 1], regret is O(e^(1/kl_coef) d log T) without exploration.
     pairing: the second action of a duel from "reference" (pi_t, pi_ref) or "self" (pi_t, pi_t); the paper's choice for
     Bradley-Terry feedback could not be verified, so both are named. Rankings take the rest from it as well.
-    refit_growth: refit once the data have grown by this fraction (0: every round). Deviations: ridge in the likelihood.
-    Complexity: O(U d^2) per Newton step with U distinct pairs. Raises ValueError for a world without features.
+    refit_growth: refit once the data have grown by this fraction (0: every round, the paper). Deviations: ridge in the
+    likelihood. Complexity: O(U d^2) per Newton step with U distinct pairs. Raises ValueError for a world without
+    features.
     """
 
     pairing: Pairing = "reference"
     ridge: float = 0.1
     ball: float | None = None
-    refit_growth: float = 0.0
+    refit_growth: float = 0.01
 
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference", "reward", "ranking")
     needs_features: ClassVar[bool] = True
     offline: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check(self, positive=("ball",))
 
     @property
     def consistent(self) -> bool:
@@ -128,11 +132,14 @@ class KLUCB:
     pairing: Pairing = "reference"
     ridge: float = 1.0
     ball: float | None = None
-    refit_growth: float = 0.0
+    refit_growth: float = 0.01
 
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference", "reward")
     needs_features: ClassVar[bool] = True
     offline: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check(self, positive=("ball", "ridge"))
 
     @property
     def consistent(self) -> bool:
@@ -177,13 +184,14 @@ class TwoStage:
     first_stage: float = 0.5
     ridge: float = 0.1
     ball: float | None = None
-    refit_growth: float = 0.0
+    refit_growth: float = 0.01
 
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference", "reward")
     needs_features: ClassVar[bool] = True
     offline: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check(self, positive=("ball",))
         if not 0 <= self.first_stage <= 1:
             raise ValueError(f"first_stage: a fraction of the rounds in [0, 1], got {self.first_stage}")
 
@@ -195,17 +203,16 @@ class TwoStage:
         return _start(setting, ridge=self.ridge, ball=self.ball, refit_growth=self.refit_growth)
 
     def select(self, state: _State, contexts: Contexts, draws: Round) -> Tensor:
-        return _play(state.player, state.player, contexts, draws, state.setting.n_select)
+        player = Reference() if draws.t < self._switch(state.setting) else state.player
+        return _play(player, player, contexts, draws, state.setting.n_select)
 
     def update(
         self, state: _State, contexts: Contexts, actions: Tensor, feedback: Tensor, draws: Round
     ) -> tuple[_State, Info]:
-        del draws
         setting, model = state.setting, state.model
-        state.round += 1
         refitted = model.observe(contexts, actions, feedback)
-        stage_ends = state.round == round(self.first_stage * setting.rounds)
-        if not refitted and (stage_ends or state.round == setting.rounds):
+        stage_ends = draws.t + 1 == self._switch(setting)
+        if not refitted and (stage_ends or draws.t + 1 == setting.rounds):
             model.refit()
             refitted = True
         if refitted:
@@ -216,3 +223,7 @@ class TwoStage:
 
     def policy(self, state: _State) -> Policy:
         return state.policy
+
+    def _switch(self, setting: Setting) -> int:
+        """The first round of stage 2."""
+        return round(self.first_stage * setting.rounds)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy.special import ndtr, stdtrit
 
 from simbandit.draws import EVERY_REPLICATE, generator
 
@@ -41,8 +41,8 @@ def resampling_weights(replicates: int, resamples: int = RESAMPLES) -> np.ndarra
 
 def expanded_percentiles(replicates: int, level: float = LEVEL) -> tuple[float, float]:
     """The percentiles (in 0..1) to take of a bootstrap distribution of `replicates` units."""
-    t = stats.t.ppf((1 + level) / 2, replicates - 1)
-    low = float(stats.norm.cdf(-t * np.sqrt(replicates / (replicates - 1))))
+    t = stdtrit(replicates - 1, (1 + level) / 2)
+    low = float(ndtr(-t * np.sqrt(replicates / (replicates - 1))))
     return low, 1 - low
 
 
