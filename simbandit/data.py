@@ -155,22 +155,28 @@ def frame_batch(frame: pd.DataFrame, pool: Contexts | None, setting: Setting) ->
         ids = frame[column].to_numpy()
         bad = ~np.isin(ids, np.arange(size))
         if bad.any():
-            row, value = frame.index[bad][0], ids[bad][0]
-            raise ValueError(f"offline: {column} must be an integer in [0, {size}), row {row!r} has {value!r}")
-    values = frame[label].to_numpy(dtype=float)
+            raise ValueError(f"offline: {column} must be an integer in [0, {size}), {_first(frame, column, bad)}")
+    values = pd.to_numeric(frame[label], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
     bad = ~np.isfinite(values) | ((values < 0) | (values > 1) if label == "preferred" else False)
     if bad.any():
         allowed = "a probability in [0, 1]" if label == "preferred" else "finite"
-        raise ValueError(f"offline: {label} must be {allowed}, row {frame.index[bad][0]!r} has {values[bad][0]}")
+        raise ValueError(f"offline: {label} must be {allowed}, {_first(frame, label, bad)}")
     R, device = setting.replicates, setting.device
-    index = torch.as_tensor(frame["context"].to_numpy(dtype=np.int64), device=device).expand(R, -1)
-    actions = torch.as_tensor(frame[names].to_numpy(dtype=np.int64), device=device).expand(R, -1, -1)
-    contexts = Contexts(index=index, pool=pool)
-    absent = torch.isneginf(pool.ref_log_probs[:1].expand(R, -1, -1)[0][index[0][:, None], actions[0]]).any(-1)
-    if absent.any():
-        row = int(absent.nonzero()[0, 0])
-        raise ValueError(f"offline: row {frame.index[row]!r} names an action that its context does not offer")
-    return contexts, actions, torch.as_tensor(values, device=device).expand(R, -1)
+    index = torch.tensor(frame["context"].tolist(), dtype=torch.int64, device=device)
+    actions = torch.tensor(frame[names].to_numpy().tolist(), dtype=torch.int64, device=device)
+    absent = torch.isneginf(pool.ref_log_probs[0, index[:, None], actions]).cpu().numpy()
+    for i, name in enumerate(names):
+        if absent[:, i].any():
+            raise ValueError(
+                f"offline: {name} must be an action that its context offers, {_first(frame, name, absent[:, i])}"
+            )
+    labels = torch.tensor(values, dtype=torch.float64, device=device)
+    return Contexts(index=index.expand(R, -1), pool=pool), actions.expand(R, -1, -1), labels.expand(R, -1)
+
+
+def _first(frame: pd.DataFrame, column: str, bad: np.ndarray) -> str:
+    row = int(bad.argmax())
+    return f"row {frame.index.tolist()[row]!r} has {frame[column].tolist()[row]!r}"
 
 
 def to_jsonl(
@@ -190,6 +196,8 @@ def to_jsonl(
         raise ValueError(
             f"duels: {int(ties.sum())} labels are exact ties, which chosen/rejected cannot express; drop them"
         )
+    if not duels["preferred"].between(0, 1).all():
+        raise ValueError("duels: preferred must be a probability in [0, 1] in every row")
     with open(path, "w", encoding="utf-8") as file:
         for context, first, second, preferred in duels[["context", "first", "second", "preferred"]].itertuples(
             index=False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +18,10 @@ NEWTON_DIM = 128
 """Up to this dimension a Hessian per replicate is cheap and Newton needs a handful of steps; beyond it L-BFGS."""
 
 
+SATURATED = 15.0
+"""A margin beyond which sigma is within 3e-7 of 0 or 1: a sign that the data may be separable."""
+
+
 class Fit(NamedTuple):
     """theta (R, d) with what the solver achieved: residual (R,), converged (R,), iterations (R,)."""
 
@@ -26,8 +31,18 @@ class Fit(NamedTuple):
     iterations: Tensor
 
 
-def _fit(solution: Solution) -> Fit:
-    return Fit(solution.argmin, solution.residual, solution.converged, solution.iterations)
+def _fit(
+    solution: Solution, newton: Callable[[], tuple[Tensor, Tensor]], z: Tensor, observed: Tensor | float = 1.0
+) -> Fit:
+    """Converged only where a further Newton step would leave every observed margin <theta, z_u> where it is: on
+    separable data the gradient vanishes while margins grow by about 1 a step. Asked only where a margin is that
+    large."""
+    converged = solution.converged
+    margins = batched_product(z, solution.argmin[..., None]).squeeze(-1)
+    if bool(((margins * observed).abs() > SATURATED).any()):
+        moved = (batched_product(z, newton()[0][..., None]).squeeze(-1) * observed).abs().amax(-1)
+        converged = converged & (moved <= 1e-3)
+    return Fit(solution.argmin, solution.residual, converged, solution.iterations)
 
 
 def logistic_mle(
@@ -46,8 +61,8 @@ def logistic_mle(
         ball.
 
     differences (R, U, d); wins, count (R, U), real-valued (weights and soft labels are exact). `tolerance` is the norm
-    of the (projected) gradient per duel. Separable data have no minimiser without `ridge` or `ball`: the fit then
-    reports converged = False. Newton within the ball for d <= 128 (O(U d^2) a step), projected start; L-BFGS beyond,
+    of the (projected) gradient per duel. Separable data have no minimiser without `ridge` or `ball`: the gradient
+    vanishes while the margins grow for ever, and the fit reports converged = False. Newton within the ball for d <= 128 (O(U d^2) a step), projected start; L-BFGS beyond,
     with `ridge`. Raises ValueError where d > 128 is asked with a ball that binds.
     """
     R, _, d = differences.shape
@@ -60,24 +75,24 @@ def logistic_mle(
     def value_gradient(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         margin = batched_product(z, theta[..., None]).squeeze(-1)
         p = torch.sigmoid(margin)
-        # the threshold beyond which torch takes softplus(m) = m must lie below rounding: exp(-40) = 4e-18
-        nll = (count * torch.nn.functional.softplus(margin, threshold=40.0) - wins * margin).sum(-1)
+        # softplus(m) = softplus(-|m|) + max(m, 0): a duel that goes as predicted costs 0 however large its margin
+        log_partition = torch.nn.functional.softplus(-margin.abs())
+        nll = (count * log_partition + (count * (margin > 0) - wins) * margin).sum(-1)
         gradient = batched_product((count * p - wins)[:, None], z).squeeze(1) + ridge * theta
         return nll + ridge / 2 * theta.square().sum(-1), gradient, p
-
-    if d > NEWTON_DIM:
-        solution = minimise_lbfgs(lambda theta: value_gradient(theta)[:2], start, tolerance=scaled)
-        if bound is not None and bool((solution.argmin.norm(dim=-1, keepdim=True) > bound).any()):
-            raise ValueError(f"ball: binds at dim {d} > {NEWTON_DIM}, where only ridge is supported; raise `ridge`")
-        return _fit(solution)
 
     def local(theta: Tensor) -> Local:
         value, gradient, p = value_gradient(theta)
         return newton_local(value, gradient, lambda: weighted_gram(z, count * p * (1 - p), scratch) + eye, theta, bound)
 
-    if bound is not None:
-        start = project_ball(start, bound)
-    return _fit(minimise(local, start, tolerance=scaled))
+    observed = (count > 0).to(z.dtype)
+    if d > NEWTON_DIM:
+        solution = minimise_lbfgs(lambda theta: value_gradient(theta)[:2], start, tolerance=scaled)
+        if bound is not None and bool((solution.argmin.norm(dim=-1, keepdim=True) > bound).any()):
+            raise ValueError(f"ball: binds at dim {d} > {NEWTON_DIM}, where only ridge is supported; raise `ridge`")
+        return _fit(solution, lambda: local(solution.argmin).propose(), z, observed)
+    solution = minimise(local, start if bound is None else project_ball(start, bound), tolerance=scaled)
+    return _fit(solution, solution.propose, z, observed)
 
 
 def plackett_luce_mle(
@@ -116,7 +131,8 @@ def plackett_luce_mle(
 
     if bound is not None:
         start = project_ball(start, bound)
-    return _fit(minimise(local, start, tolerance=tolerance * max(1, N * (K - 1))))
+    solution = minimise(local, start, tolerance=tolerance * max(1, N * (K - 1)))
+    return _fit(solution, solution.propose, (features - features[:, :, :1]).reshape(R, N * K, d))
 
 
 def batched_product(a: Tensor, b: Tensor) -> Tensor:

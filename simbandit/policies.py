@@ -50,14 +50,15 @@ def argmax(scores: Tensor, ref_log_probs: Tensor) -> Tensor:
 
 def mixture(log_probs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Mixture in probability space."""
-    if len(log_probs) != len(weights) or min(weights) < 0 or abs(sum(weights) - 1.0) > 1e-9:
+    if len(log_probs) != len(weights) or not (min(weights) >= 0 and abs(sum(weights) - 1.0) <= 1e-9):
         raise ValueError(f"weights: one per policy, non-negative, summing to 1; got {tuple(weights)}")
     terms = [p + torch.tensor(w, dtype=p.dtype).log() for p, w in zip(log_probs, weights, strict=True) if w > 0]
     return normalise(torch.logsumexp(torch.stack(terms), dim=0))
 
 
 def best_of_n(log_probs: Tensor, scores: Tensor, n: int) -> Tensor:
-    """Exact law of the best of n i.i.d. draws, ties broken at random: P(a) = p_a / p(s = s_a) (F(s_a)^n - F(s_a-)^n).
+    """Exact law of the best of n i.i.d. draws, ties broken at random: P(a) = p_a / p(s = s_a) (F(s_a)^n - F(s_a-)^n),
+    in log space, where the smallest probabilities keep their digits.
 
     Scores closer than 1e-9 of the largest magnitude are ties. `scores` negated gives worst-of-n.
     """
@@ -72,10 +73,12 @@ def best_of_n(log_probs: Tensor, scores: Tensor, n: int) -> Tensor:
     starts = torch.cat([torch.ones_like(gap[..., :1]), gap | ~present[..., :-1]], dim=-1)
     level = starts.cumsum(-1) - 1  # tied actions share a level
     mass = torch.zeros_like(p).scatter_add(-1, level, sorted_p)
-    upper = mass.cumsum(-1).clamp_max(1.0)
-    total = upper**n - (upper - mass).clamp_min(0.0) ** n
-    law = torch.where(present, sorted_p * (total / mass.clamp_min(1e-300)).gather(-1, level), 0.0)
-    return normalise(torch.zeros_like(p).scatter(-1, order, law).log())
+    upper = mass.cumsum(-1)
+    share = mass / upper.clamp_min(1e-300)
+    log_total = n * upper.log() + torch.log(-torch.expm1(n * torch.log1p(-share.clamp_max(1.0))))
+    boost = (log_total - mass.log()).gather(-1, level)
+    law = torch.where(present, log_probs.gather(-1, order) + boost, -torch.inf)
+    return normalise(torch.empty_like(p).scatter(-1, order, law))
 
 
 def rejection_sampling(log_proposal: Tensor, scores: Tensor, kl_coef: float, budget: int) -> tuple[Tensor, Tensor]:
@@ -123,8 +126,8 @@ def lambert_w_exp(u: Tensor) -> Tensor:
 
 
 def chi_squared_tilt(rewards: Tensor, ref_log_probs: Tensor, coef: float, *, with_kl: bool = True) -> Tensor:
-    """argmax_pi E_pi[r] - coef D(pi || pi_ref) for D = chi^2 + KL (the default: chi-PO's mixed divergence,
-    pi = pi_ref W_0(exp((r - lambda) / coef))) or D = chi^2 / 2 alone (pi = pi_ref max(0, 1 + (r - lambda) / coef)),
+    """argmax_pi E_pi[r] - coef D(pi || pi_ref) for D = D_chi2 + KL (the default: chi-PO's mixed divergence,
+    pi = pi_ref W_0(exp((r - lambda) / coef))) or D = D_chi2 alone (pi = pi_ref max(0, 1 + (r - lambda) / coef)),
     with D_chi2 = E_ref[(pi / pi_ref - 1)^2] / 2. The multiplier lambda is a root in one dimension. (2407.13399)"""
     ratio, slope = (
         (lambert_w_exp, lambda w: w / (1 + w))
@@ -139,7 +142,9 @@ def chi_squared_tilt(rewards: Tensor, ref_log_probs: Tensor, coef: float, *, wit
         w = ratio(r - shift)
         return 1 - (p * w).sum(-1, keepdim=True), (p * slope(w)).sum(-1, keepdim=True)
 
-    return normalise((p * ratio(r - increasing_root(excess, low, high))).log())
+    u = r - increasing_root(excess, low, high)
+    w = ratio(u)
+    return normalise(ref_log_probs + (u - w if with_kl else w.log()))  # w + log w = u: no underflow
 
 
 def inverse_cdf(log_probs: Tensor, uniforms: Tensor) -> Tensor:

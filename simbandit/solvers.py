@@ -61,7 +61,10 @@ def minimise(
             if not rejected.any():
                 break
             size = torch.where(rejected, size / 2, size)
-        stalled = stalled | rejected
+        if rejected.any():  # no decrease left above rounding: stay
+            stalled = stalled | rejected
+            candidate = torch.where(rejected[:, None], x, candidate)
+            there = local(candidate)
         x, here = candidate, there
     return Solution(x, here.value, here.residual, here.residual <= tolerance, iterations, here.propose)
 

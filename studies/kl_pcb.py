@@ -5,15 +5,15 @@ Bandits" (2502.06051: KL-PCB needs O~(1 / eps) samples under single-policy cover
 and Huang et al. 2024 (2407.13399, chi-PO: chi-squared regularisation against over-optimisation; its Figure 1 is a
 hand-made bandit whose details are not published).
 
-1. KL-PCB. One context, 20 arms, r uniform on [0, 1], rewards with noise .5, kl_coef = .2 (their eta = 5), n samples of a
-reference that is uniform, or has .84 on one arm. Greedy: Gibbs policy of the ridge estimate. KL-PCB: the same minus
-radius / sqrt(ridge + n_a). "fixed": ridge .1 and a radius of half a standard deviation; "tuned": four ridges for greedy,
-four radii for KL-PCB, chosen at n = 300. A ridge pulls arms without data to 0, the least reward: greedy with a ridge is
-a little pessimistic already.
+1. KL-PCB. One context, 20 arms, r uniform on [0, 1], rewards with noise .5, kl_coef = .2 (their eta = 5), n samples of
+a reference that is uniform, or has .84 on one arm. Greedy: Gibbs policy of the ridge estimate. KL-PCB: the same minus
+radius / sqrt(ridge + n_a). "fixed": ridge .1 and a radius of half a standard deviation; "tuned": four ridges for
+greedy, four radii for KL-PCB, chosen at n = 300. A ridge pulls arms without data to 0, the least reward: greedy with a
+ridge is a little pessimistic already.
 
-2. Over-optimisation. One good arm (reference .5, reward .5) and 50 rare ones (.01 each, reward 0), rewards with noise 1,
-means clipped to [0, 1], arms without data imputed at .5. Unregularised regret of the KL tilt ref exp(r / beta) / Z, of
-the chi-squared tilt (chi-PO's mixed divergence chi^2 + KL, weight beta), and of the largest lower confidence bound
+2. Over-optimisation. One good arm (reference .5, reward .5) and 50 rare ones (.01 each, reward 0), rewards with noise
+1, means clipped to [0, 1], arms without data imputed at .5. Unregularised regret of the KL tilt ref exp(r / beta) / Z,
+of the chi-squared tilt (chi-PO's mixed divergence chi^2 + KL, weight beta), and of the largest lower confidence bound
 (radius c), over 8 strengths each; in panel (d) each strength is tuned per n on other seeds.
 """
 
@@ -38,10 +38,10 @@ from simbandit.worlds import LinearWorld, rare_arms
 REFERENCES = {"uniform": "uniform", "skewed": (0.84, *[0.16 / 19] * 19)}
 NOISE = 0.5
 RULES = {
-    "greedy": [algorithms.create("kl_pcb", radius=0.0, ridge=ridge) for ridge in (0.01, 0.1, 0.3, 1.0)],
+    "greedy": [algorithms.create("kl_pcb", radius=0.0, ridge=ridge) for ridge in (0.1, 0.3, 1.0, 3.0)],
     "KL-PCB": [algorithms.create("kl_pcb", radius=c * NOISE, ridge=0.1) for c in (0.25, 0.5, 1.0, 2.0)],
 }
-FIXED = {"greedy": RULES["greedy"][1], "KL-PCB": RULES["KL-PCB"][1]}
+FIXED = {"greedy": RULES["greedy"][0], "KL-PCB": RULES["KL-PCB"][1]}
 BETAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0)
 STRENGTHS = {"KL": BETAS, "chi-squared": BETAS, "LCB": (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)}
 PCB, CHI, NOTE = "2502.06051", "2407.13399", "own note"

@@ -128,7 +128,7 @@ def wait_for_cells(folder, n):
 
 
 def values(folder):
-    frames = [pd.read_parquet(path).drop(columns="seconds") for path in sorted(folder.glob("*.parquet"))]
+    frames = [pd.read_parquet(path).drop(columns=["seconds", "source"]) for path in sorted(folder.glob("*.parquet"))]
     return pd.concat(frames, ignore_index=True)
 
 
@@ -145,7 +145,7 @@ def test_ctrl_c_keeps_finished_cells_and_says_how_to_resume(here, capfd):
 
 
 def test_killed_in_the_middle_it_resumes_bit_equal(here, capsys):
-    user_study(here, pause=0.2)
+    user_study(here, pause=0.4)
     run = command(here, "--jobs", "1", "--out", "killed")
     wait_for_cells(here / "killed", 2)
     os.killpg(run.pid, signal.SIGKILL)

@@ -46,12 +46,12 @@ class Direct:
     anchor: where an action stays when no duel speaks of it: "reference", or "mirror" (the loss's own fixed point
         pi_ref^(kl_coef s) pi_t^(1 - kl_coef s), for losses with a step_size s).
     value_range: bound on kl_coef |log-ratio gap| (V_max; None: the width of the world's reward range). It makes the
-    argmin
-        finite for a response that only ever lost. On log-linear policies it is the ball that implies it.
+        argmin finite for a response that only ever lost. On log-linear policies it is the ball that implies it.
     proximal: weight of the variance term, which makes the argmin unique where no duel speaks.
 
     The fit is exact (Newton to 1e-9 per duel; `fit_residual` and `fit_iterations` are recorded) on tabular and
-    log-linear policies; another kind of policy brings its own `fit`. Sums, not means, over the history.
+    log-linear policies; another kind of policy brings its own `fit` (with proximal=0 it is only ever asked for the
+    actions of duels). Sums, not means, over the history.
     Deviations: bound and proximal term are not in the papers, whose argmin need not exist.
     Complexity: O(distinct pairs) per Newton step in a finite world. Raises ValueError for unknown losses or parameters,
     and where no reward range is known and `value_range` is not given.

@@ -207,7 +207,8 @@ def kl_ball_tilt(
     Stationarity of max Gamma subject to kl_coef KL <= Gamma makes the maximiser a tilt along v = Sigma^-1 u / ||u||,
     u = E[phi(pi') - phi(pi1)], of the largest feasible size. Each iteration evaluates one tilt and improves both: v by
     that fixed point, the size by a Newton step on kl_coef KL(s) - Gamma(s), whose slope is Var(<v, phi>) (kl_coef s -
-    radius) there. Starts at the best of the last direction and both signs of the top eigenvector of Sigma^-1. The best
+    radius) there. The problem has many local maxima (a vertex each on one-hot features): the search starts at the best
+    feasible tilt along the last direction and along those of `_starting_directions`, at three sizes each. The best
     feasible tilt that was seen is returned: the constraint always holds.
     """
     features, (R, X) = contexts.features, contexts.shape
@@ -233,14 +234,18 @@ def kl_ball_tilt(
         gamma = radius * width(u, inverse)
         return kl_coef * kl - gamma, gamma, variance, u
 
-    values, vectors = torch.linalg.eigh(inverse)
-    top = vectors[..., -1] * values[..., -1:].sqrt()  # unit in the norm of Sigma, as v is
-    started = size > 0
-    starts = torch.stack([torch.where(started[:, None], direction, top), top, -top])
-    s = torch.where(started, size, radius / kl_coef)
-    leading = torch.stack([evaluate(v, s)[1] for v in starts]).argmax(0)
-    v = starts[leading, torch.arange(R, device=s.device)]
     longest = LARGEST_TILT / features.norm(dim=-1).amax((1, 2)).clamp_min(1e-300)
+    natural = torch.full_like(size, radius / kl_coef)
+    starts = [(direction, torch.where(size > 0, size, natural))]
+    for v in _starting_directions(contexts, weights, log_pi1, inverse, radius, kl_coef):
+        furthest = longest / v.norm(dim=-1).clamp_min(1e-300)
+        starts += [(v, natural), (v, (natural * furthest).sqrt()), (v, furthest)]
+    v, s, leading = direction, natural, torch.full_like(size, -1.0)
+    for start, length in starts:
+        excess, gamma, _, _ = evaluate(start, length)
+        ahead = (excess <= 0) & (gamma > leading)
+        v, s = torch.where(ahead[:, None], start, v), torch.where(ahead, length, s)
+        leading = torch.where(ahead, gamma, leading)
     best_v, best_s, best_gamma = v, torch.zeros_like(s), torch.zeros_like(s)
     for i in range(iterations + 30):
         s = s.minimum(longest / v.norm(dim=-1).clamp_min(1e-300))
@@ -261,3 +266,28 @@ def kl_ball_tilt(
         step = batched_product(u[:, None], inverse).squeeze(1) / uncertainty.clamp_min(1e-300)
         v = torch.where(uncertainty > 0, step, v)
     return best_v, best_s
+
+
+def _starting_directions(
+    contexts: Contexts, weights: Tensor, log_pi1: Tensor, inverse: Tensor, radius: float, kl_coef: float
+) -> list[Tensor]:
+    """Directions (R, d) of a tilt: both signs of the one along which the offered actions differ most in the norm of
+    Sigma^-1 (the top eigenvector of Sigma^-1 alone may be one along which no two actions differ, as (1, ..., 1) on
+    one-hot features), and the one towards each context's most uncertain action among those that satisfy the constraint
+    there, kl_coef * -log pi1(a|x) <= radius * width."""
+    features, offered = contexts.features, ~torch.isneginf(contexts.ref_log_probs)
+    R, d = features.shape[0], features.shape[-1]
+    flat = features.reshape(R, -1, d)
+    even = offered.to(features.dtype) / offered.sum(-1, keepdim=True)
+    mean = torch.einsum("rxa,rxad->rxd", even, features)
+    spread = (flat * (weights[..., None] * even).reshape(R, -1, 1)).mT @ flat - (mean * weights[..., None]).mT @ mean
+    values, vectors = torch.linalg.eigh(inverse)
+    root = vectors * values.clamp_min(0.0).sqrt()[:, None]
+    top = (root @ torch.linalg.eigh(root.mT @ spread @ root).eigenvectors[..., -1:]).squeeze(-1)
+    away = features - torch.einsum("rxa,rxad->rxd", log_pi1.exp(), features)[:, :, None]
+    widths = width(away, inverse)
+    widths = torch.where(offered & (-kl_coef * log_pi1 <= radius * widths), widths, -torch.inf)
+    widest = (widths >= widths.amax(-1, keepdim=True) - 1e-9).to(torch.int8).argmax(-1)
+    u = torch.einsum("rx,rxd->rd", weights, away.gather(2, widest[..., None, None].expand(-1, -1, 1, d)).squeeze(2))
+    toward = (inverse @ u[..., None]).squeeze(-1) / width(u[:, None], inverse).clamp_min(1e-300)
+    return [top, -top, toward]

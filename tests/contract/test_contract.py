@@ -1,0 +1,400 @@
+"""What every registered algorithm promises. A new one is tested here by its line in the registry alone."""
+
+import copy
+import dataclasses
+import pickle
+import sys
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+
+from simbandit import algorithms
+from simbandit.data import Logged
+from simbandit.draws import Draws
+from simbandit.oracles import BradleyTerry
+from simbandit.policies import Reference
+from simbandit.simulate import Problem, chunk_size, simulate
+from simbandit.types import Algorithm, Contexts
+from simbandit.worlds import LinearWorld, TableWorld
+from tests.contract.problems import CASES, LINEAR, ORACLES, A, Batch, Case, D, Watched, X, batch, reachable, table, tensors
+
+EVERY = pytest.mark.parametrize("case", CASES, ids=str)
+NAMES = pytest.mark.parametrize("name", algorithms.names())
+SIZES: dict[str, Any] = {"rounds": 6, "batch_size": 7}
+METRICS = ["suboptimality", "kl_to_ref", "policy_reward_regret", "reward_regret", "cumulative_suboptimality"]
+
+
+def run(case: Case, problem: Problem | None = None, algorithm: Any = None, **options: Any) -> Any:
+    chosen = SIZES | {"replicates": 2, "metrics": METRICS, "record": "all"} | options
+    return simulate(problem or case.problem(), algorithm or case.algorithm, **chosen)
+
+
+def values(results: Any) -> np.ndarray:
+    return results.frame()["value"].to_numpy()
+
+
+# ------------------------------------------------------------------------------------------------ a frozen description
+
+
+@NAMES
+def test_is_a_frozen_comparable_printable_description(name):
+    algorithm: Any = algorithms.create(name)
+    fields = {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm)}
+    assert isinstance(algorithm, Algorithm)
+    assert algorithm == algorithms.create(name)
+    assert hash(algorithm) == hash(algorithms.create(name))
+    for field, value in fields.items():
+        assert f"{field}={value!r}" in repr(algorithm)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(algorithm, field, value)
+
+
+@NAMES
+def test_round_trips_through_its_configuration(name):
+    algorithm: Any = algorithms.create(name)
+    fields = {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm)}
+    assert algorithms.create(name, **fields) == algorithm == type(algorithm)(**fields)
+    for twin in (pickle.loads(pickle.dumps(algorithm)), copy.deepcopy(algorithm)):
+        assert twin == algorithm
+        assert hash(twin) == hash(algorithm)
+
+
+def bad_values() -> list[tuple[str, str, Any]]:
+    bad = []
+    for name in algorithms.names():
+        for field, hint in get_type_hints(type(algorithms.create(name))).items():
+            parts = [part for p in (hint, *get_args(hint)) for part in (p, *get_args(p))]
+            literal = any(get_origin(part) is Literal for part in parts)
+            is_field = field in {f.name for f in dataclasses.fields(type(algorithms.create(name)))}
+            if is_field and (literal or str not in parts):
+                bad.append((name, field, ("bogus", "bogus") if get_origin(hint) is tuple else "bogus"))
+            if is_field and get_origin(hint) is not tuple and (float in parts or int in parts):
+                bad += [(name, field, float("nan")), (name, field, float("inf")), (name, field, -1.0)]
+    return bad
+
+
+@pytest.mark.parametrize(("name", "field", "value"), bad_values())
+def test_refuses_hyperparameters_that_mean_nothing(name, field, value):
+    with pytest.raises(ValueError, match=f"{field}: "):
+        algorithms.create(name, **{field: value})
+
+
+# ------------------------------------------------------------------------------------------------- knows no truth
+
+
+class Sealed:
+    """Raises when anything of it is touched while the learner runs."""
+
+    def __init__(self, inner: Any, watched: Watched):
+        self.__dict__.update(inner=inner, watched=watched)
+
+    def __getattr__(self, name: str) -> Any:
+        assert not self.watched.inside, f"the learner touched the truth: {name}"
+        return getattr(self.inner, name)
+
+
+class SealedWorld:
+    """Realises another world behind a seal, and keeps what was realised."""
+
+    def __init__(self, inner: Any, watched: Watched):
+        self.inner, self.watched, self.realised = inner, watched, []
+
+    def instance(self, replicates: int, draws: Draws) -> Any:
+        self.realised.append(self.inner.instance(replicates, draws))
+        return Sealed(self.realised[-1], self.watched)
+
+
+class SealedOracle:
+    """Binds another oracle behind a seal."""
+
+    def __init__(self, inner: Any, watched: Watched):
+        self.inner, self.watched, self.bound = inner, watched, []
+        self.feedback, self.n_select = inner.feedback, inner.n_select
+
+    def bind(self, instance: Any) -> Any:
+        self.bound.append(self.inner.bind(instance))
+        return Sealed(self.bound[-1], self.watched)
+
+
+@EVERY
+def test_never_receives_the_truth_or_the_oracle(case):
+    watched = Watched(case.algorithm)
+    world, oracle = SealedWorld(case.problem().world, watched), SealedOracle(ORACLES[case.feedback], watched)
+    run(case, Problem(world, oracle, 0.7), watched)
+    assert {"init", "update", "policy"} <= {name for name, _, _ in watched.calls}
+    truth = [t for i in world.realised for t in (i.theta, i.reward_table) if t is not None]
+    addresses = {t.untyped_storage().data_ptr() for t in truth}
+    hidden = {id(thing) for thing in [*world.realised, *oracle.bound]}
+    seen = list(reachable([(arguments, answer) for _, arguments, answer in watched.calls]))
+    assert any(isinstance(thing, Contexts) for thing in seen)  # the walk does reach what is passed
+    for thing in seen:
+        assert id(thing) not in hidden
+        assert not isinstance(thing, Sealed)
+        if isinstance(thing, torch.Tensor):
+            assert thing.untyped_storage().data_ptr() not in addresses
+            assert not any(thing.shape == t.shape and torch.equal(thing, t) for t in truth)
+
+
+# ------------------------------------------------------------------------------------------------- sound outputs
+
+
+def check_law(results: Any, world: Any, replicates: int = 2) -> None:
+    """Normalised, no NaN, nothing on absent actions, -inf on others only under a deterministic rule."""
+    evaluation = world.instance(replicates, Draws(0, replicates)).evaluation
+    log_probs, offered = results.policy.log_probs(evaluation), ~torch.isneginf(evaluation.ref_log_probs)
+    assert log_probs.shape == offered.shape
+    assert not log_probs.isnan().any()
+    assert (log_probs.exp().sum(-1) - 1).abs().max() < 1e-12
+    assert log_probs[~offered].isneginf().all()
+    never = (torch.isneginf(log_probs) & offered).any(-1)
+    played = log_probs[never]
+    best = played.amax(-1, keepdim=True)
+    assert (torch.isneginf(played) | (played > best - 1e-12)).all()  # an argmax, uniform over ties
+    frame = results.frame()
+    assert np.isfinite(frame["value"]).all()
+    assert frame.loc[frame["metric"] == "suboptimality", "value"].min() >= 0
+
+
+@EVERY
+@pytest.mark.parametrize("kl_coef", [1e-3, 0.1, 1.0, 1e2])
+def test_outputs_are_laws_at_every_scale_of_kl_coef(case, kl_coef):
+    problem = case.problem(kl_coef)
+    check_law(run(case, problem), problem.world)
+
+
+def collinear() -> TableWorld:
+    """Features on one line: the covariance of differences has rank one."""
+    line = np.linspace(-1, 1, X * A).reshape(X, A, 1) * np.array([1.0, -2.0, 0.5])
+    return TableWorld(np.log(np.full((X, A), 1 / A)), line[..., 0], line, reward_range=(-1.0, 1.0))
+
+
+EDGES = {
+    "one context": LinearWorld(1, A, D),
+    "one action": LinearWorld(X, 1, D),
+    "one context, one action": LinearWorld(1, 1, D),
+    "two identical actions": LinearWorld(features=np.ones((X, 2, D)), theta=(1.0, 0.0, 1.0)),
+    "collinear": collinear(),
+    "no signal": LinearWorld(X, A, D, theta_norm=0.0),
+    "absent actions": table(True, absent=True),
+    "one offered action": TableWorld(
+        np.where(np.eye(X, A)[:, :] > 0, 0.0, -np.inf)[:A], np.ones((A, A)), np.ones((A, A, D)), reward_range=(0.0, 1.0)
+    ),
+}
+TABLES = {
+    "one context": TableWorld(np.log(np.full((1, A), 1 / A)), [[0.0, 1.0, 0.3, -1.0]]),
+    "one action": TableWorld(np.zeros((X, 1)), np.ones((X, 1)), reward_range=(0.0, 1.0)),
+    "absent actions": table(absent=True),
+}
+
+
+@EVERY
+@pytest.mark.parametrize("edge", EDGES)
+def test_outputs_are_laws_in_degenerate_worlds(case, edge):
+    if not case.features and edge not in TABLES:
+        pytest.skip("speaks of features")
+    world = EDGES[edge] if case.features else TABLES[edge]
+    check_law(run(case, case.problem(world=world)), world)
+
+
+@EVERY
+def test_separable_labels_leave_it_finite(case):
+    if case.feedback != "preference":
+        pytest.skip("speaks of duels")
+    certain = BradleyTerry(temperature=1e-4)  # the better action always wins
+    for batch_size in (1, 40):
+        results = run(case, case.problem(oracle=certain), batch_size=batch_size)
+        check_law(results, case.problem().world)
+
+
+@EVERY
+def test_fresh_contexts_are_learnt_from_or_refused(case):
+    world = LinearWorld(None, A, D, n_evaluation=11)
+    if not case.features:
+        pytest.skip("fresh contexts carry features")
+    try:
+        results = run(case, case.problem(world=world))
+    except ValueError as refusal:
+        assert str(refusal).startswith("world: ")
+        assert "finite world" in str(refusal)
+        return
+    check_law(results, world)
+
+
+@EVERY
+def test_learns_from_logged_data_before_the_first_round(case):
+    """A hybrid start, or the data of an offline algorithm."""
+    for offline in (Logged(Reference(), 5), Logged(Reference(), 1)):
+        check_law(run(case, offline=offline), case.problem().world)
+
+
+# ------------------------------------------------------------------------------------------------- reproducible
+
+
+def actions_of(watched: Watched) -> torch.Tensor:
+    return torch.stack([actions for _, actions, _ in watched.updates()])
+
+
+@EVERY
+def test_a_replicate_is_the_same_alone_and_among_five(case):
+    together, alone = Watched(case.algorithm), Watched(case.algorithm)
+    five = run(case, algorithm=together, replicates=5).frame()
+    three = run(case, algorithm=alone, replicates=[3]).frame()
+    assert torch.equal(actions_of(together)[:, 3:4], actions_of(alone))
+    expected = five[five["replicate"] == 3].drop(columns="value").reset_index(drop=True)
+    assert expected.equals(three.drop(columns="value"))
+    np.testing.assert_allclose(three["value"], five.loc[five["replicate"] == 3, "value"], rtol=1e-12, atol=1e-12)
+
+
+@EVERY
+def test_chunks_of_replicates_change_nothing(case, monkeypatch):
+    whole = run(case, replicates=5)
+    module = sys.modules["simbandit.simulate"]
+    monkeypatch.setattr(module, "LARGEST_CHUNK", 2)
+    assert chunk_size(case.problem(), 42, 5) == 2
+    parts = run(case, replicates=5)
+    pool = case.problem().world.instance(5, Draws(0, 5)).evaluation
+    by = ["metric", "replicate", "round"]
+    one, two = (r.frame().sort_values(by).reset_index(drop=True) for r in (whole, parts))
+    assert one.drop(columns="value").equals(two.drop(columns="value"))
+    np.testing.assert_allclose(two["value"], one["value"], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        parts.policy.log_probs(pool).exp(), whole.policy.log_probs(pool).exp(), rtol=1e-12, atol=1e-12
+    )
+
+
+@EVERY
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_the_device_changes_nothing(case):
+    np.testing.assert_allclose(values(run(case, device="cuda")), values(run(case)), rtol=1e-8, atol=1e-8)
+
+
+@EVERY
+def test_one_seed_one_answer(case):
+    first, second = run(case, seed=5), run(case, seed=5)
+    assert first.frame().equals(second.frame())
+    assert not first.frame().equals(run(case, seed=6).frame())
+
+
+@EVERY
+def test_meets_the_contexts_and_the_annotator_that_every_algorithm_meets(case):
+    """Common random numbers: contexts and answers follow from the seed and what was asked, by no other stream."""
+    watched = Watched(case.algorithm)
+    problem = case.problem()
+    run(case, algorithm=watched, replicates=3, seed=4)
+    draws = Draws(4, 3, stream="offline/" if watched.offline else "")
+    instance = problem.world.instance(3, draws)
+    oracle, size = problem.oracle.bind(instance), 42 if watched.offline else 7
+    updates = watched.updates()
+    assert len(updates) == (1 if watched.offline else 6)
+    for t, (contexts, actions, feedback) in enumerate(updates):
+        expected = instance.contexts(draws.at(t), size)
+        assert torch.equal(contexts.index, expected.index)
+        assert torch.equal(feedback, oracle.respond(expected, actions, draws.at(t)))
+
+
+# ------------------------------------------------------------------------------------------------- updates
+
+
+def learn(algorithm: Any, data: Batch, parts: int = 3, poison: bool = False) -> torch.Tensor:
+    """Log-probabilities (R, X, A) after the batch was handed over in parts."""
+    state, draws = algorithm.init(data.setting), Draws(0, data.setting.replicates)
+    edges = np.linspace(0, data.actions.shape[1], parts + 1).astype(int)
+    for t, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        index = data.contexts.index
+        assert index is not None
+        contexts = Contexts(index=index[:, low:high], pool=data.setting.contexts)
+        old = state
+        state, _ = algorithm.update(old, contexts, data.actions[:, low:high], data.feedback[:, low:high], draws.at(t))
+        if poison:
+            alive = tensors(state, data.setting, contexts, data, draws)
+            for address, tensor in tensors(old).items():
+                if address not in alive:
+                    tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
+    pool = data.setting.contexts
+    assert pool is not None
+    return algorithm.policy(state).log_probs(pool)
+
+
+@EVERY
+def test_a_state_handed_to_update_is_not_read_again(case):
+    parts = 1 if case.algorithm.offline else 4
+    clean = learn(case.algorithm, batch(case), parts)
+    assert torch.equal(learn(case.algorithm, batch(case), parts, poison=True), clean)
+
+
+def permuted(case: Case, data: Batch, what: str) -> tuple[Batch, Any]:
+    """The same data under other names, and what this does to a table of log-probabilities."""
+    pool, rng = data.setting.contexts, np.random.default_rng(7)
+    assert pool is not None
+    assert data.contexts.index is not None
+    index, actions, feedback = data.contexts.index, data.actions, data.feedback
+    order = torch.from_numpy(rng.permutation({"actions": A, "contexts": X, "interactions": index.shape[1]}[what]))
+    renamed = order.argsort()
+    features, ref, weights = (pool.features if case.features else None), pool.ref_log_probs, pool.weights
+    assert weights is not None
+
+    def rename(table: torch.Tensor) -> torch.Tensor:
+        return table
+
+    if what == "actions":
+        features, ref = None if features is None else features[:, :, order], ref[..., order]
+        actions = renamed[actions]
+
+        def rename(table: torch.Tensor) -> torch.Tensor:
+            return table[..., order]
+
+    elif what == "contexts":
+        features, ref, weights = None if features is None else features[:, order], ref[:, order], weights[:, order]
+        index = renamed[index]
+
+        def rename(table: torch.Tensor) -> torch.Tensor:
+            return table[:, order]
+
+    else:
+        index, actions, feedback = index[:, order], actions[:, order], feedback[:, order]
+    other = Contexts(index=pool.index, features=features, ref_log_probs=ref, weights=weights)
+    setting = dataclasses.replace(data.setting, contexts=other)
+    if not case.features:
+        setting = dataclasses.replace(setting, policy=type(setting.policy)(ref))
+    return Batch(setting, Contexts(index=index, pool=other), actions, feedback), rename
+
+
+@EVERY
+@pytest.mark.parametrize("what", ["actions", "contexts", "interactions"])
+def test_the_names_and_the_order_of_things_do_not_matter(case, what):
+    data = batch(case)
+    other, rename = permuted(case, data, what)
+    plain = rename(learn(case.algorithm, data, parts=1))
+    # fits stop at a gradient of 1e-9 a duel, with curvatures above 1e-2
+    np.testing.assert_allclose(learn(case.algorithm, other, parts=1), plain, rtol=1e-6, atol=1e-6)
+    if case.name != "uniform":
+        assert not torch.allclose(plain, rename(case.algorithm.init(data.setting) and data.setting.contexts.ref_log_probs))
+
+
+# ------------------------------------------------------------------------------------------------- consistent
+
+
+CONSISTENT = [
+    case
+    for case in CASES
+    if case.algorithm.consistent and (case.feedback == "preference" or "preference" not in case.algorithm.feedbacks)
+]
+
+
+@pytest.mark.parametrize("case", CONSISTENT, ids=str)
+def test_a_consistent_algorithm_comes_closer_with_more_data(case):
+    """A world that the reference covers: any rate from n^-1/4 on halves the gap at 64 n; 1/n is what theory says."""
+    world = LinearWorld(3, A, D, theta_norm=1.0) if case.features else table()
+    few, many = (
+        run(case, case.problem(1.0, world), rounds=8, batch_size=size, replicates=24, metrics=["suboptimality"])
+        for size in (4, 256)
+    )
+    assert many.final().mean() < 0.5 * few.final().mean()
+
+
+def test_the_linear_world_of_this_suite_is_covered():
+    coverage = LINEAR.instance(8, Draws(0, 8)).coverage(0.7)
+    assert coverage.centred is not None
+    assert coverage.centred.max() < 1e3
