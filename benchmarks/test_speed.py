@@ -103,9 +103,9 @@ def test_kl_ball_enhancer_against_pointwise(benchmark: Any) -> None:
 
 @pytest.mark.parametrize("refit_growth", [0.01, 0.0])
 def test_cost_of_a_round_over_time(benchmark: Any, refit_growth: float) -> None:
-    """40 x 30, m = 64: mean cost of a round in the last tenth of 2,000 over the second tenth, at most 1.5 with the default
-    schedule. Refitting every round (refit_growth = 0) costs the number of distinct pairs seen, which still grows here: it
-    is measured, not asserted."""
+    """40 x 30, m = 64: mean cost of a round in the last tenth of 2,000 over the second tenth, at most 1.5 with the
+    default schedule. Refitting every round (refit_growth = 0) costs the number of distinct pairs seen, which still
+    grows here: it is measured, not asserted."""
     stamps: list[float] = []
 
     def clock(snapshot: Any) -> torch.Tensor:

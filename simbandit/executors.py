@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import pickle
 import platform
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -68,8 +70,23 @@ def _in_processes(cells: Sequence[AnyCell], workers: int, device: str) -> Iterat
     tasks = (joblib.delayed(_run_pickled)(i, cloudpickle.dumps(cell), device) for i, cell in enumerate(cells))
     with joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         pool: Any = joblib.Parallel(return_as="generator_unordered", pre_dispatch="n_jobs + 1")
-    for i, frame in pool(tasks):
+    with _workers_without_interrupt():
+        finished = pool(tasks)  # starts the workers
+    for i, frame in finished:
         yield cells[i], frame
+
+
+@contextmanager
+def _workers_without_interrupt() -> Iterator[None]:
+    """Processes started in the block ignore Ctrl-C, which a terminal sends to all: this one stops them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may change what a signal does
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _on_dask(

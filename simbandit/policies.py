@@ -35,7 +35,7 @@ def gibbs(rewards: Tensor, ref_log_probs: Tensor, kl_coef: float | Tensor) -> Te
 
 def uniform(ref_log_probs: Tensor) -> Tensor:
     """Uniform over the actions that the context offers."""
-    return normalise(torch.where(torch.isneginf(ref_log_probs), -torch.inf, 0.0))
+    return normalise(torch.zeros_like(ref_log_probs).masked_fill(torch.isneginf(ref_log_probs), -torch.inf))
 
 
 def argmax(scores: Tensor, ref_log_probs: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def argmax(scores: Tensor, ref_log_probs: Tensor) -> Tensor:
     masked = torch.where(offered, scores, -torch.inf)
     tolerance = 1e-9 * torch.where(offered, scores.abs(), 0.0).amax(-1, keepdim=True).clamp_min(1.0)
     best = offered & (masked >= masked.amax(-1, keepdim=True) - tolerance)
-    return normalise(torch.where(best, 0.0, -torch.inf))
+    return normalise(torch.zeros_like(ref_log_probs).masked_fill(~best, -torch.inf))
 
 
 def mixture(log_probs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

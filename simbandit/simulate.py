@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -28,6 +27,7 @@ Output = Literal["last", "average"] | Logged
 CHUNK_NUMBERS = 2**24  # float64 numbers in a chunk's largest tables: 128 MB, of which a handful exist at a time
 LARGEST_CHUNK = 128
 MOST_REPLICATES = 10**7
+INTEGERS = (int, np.integer)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def simulate(
     Raises ValueError naming the argument, what was wrong and what is allowed.
     """
     for name, value in (("rounds", rounds), ("batch_size", batch_size)):
-        if not isinstance(value, Integral) or value < 1:
+        if not isinstance(value, INTEGERS) or value < 1:
             raise ValueError(f"{name}: must be an integer >= 1, got {value!r}")
     ids = _replicate_numbers(replicates)
     if isinstance(algorithm, type) or not isinstance(algorithm, Algorithm):
@@ -119,12 +119,12 @@ def simulate(
 
 
 def _replicate_numbers(replicates: int | Sequence[int]) -> list[int]:
-    if isinstance(replicates, Integral):
+    if isinstance(replicates, INTEGERS):
         if not 1 <= replicates <= MOST_REPLICATES:
             raise ValueError(f"replicates: must be at least 1 and at most {MOST_REPLICATES:,}, got {replicates:,}")
         return list(range(int(replicates)))
     numbers = list(replicates) if isinstance(replicates, Iterable) else []
-    if not numbers or len(set(numbers)) < len(numbers) or any(not isinstance(r, Integral) or r < 0 for r in numbers):
+    if not numbers or len(set(numbers)) < len(numbers) or any(not isinstance(r, INTEGERS) or r < 0 for r in numbers):
         raise ValueError(f"replicates: a count >= 1, or different integers >= 0, got {replicates!r}")
     return [int(r) for r in numbers]
 
@@ -136,8 +136,8 @@ def recording(rounds: int, record: Record) -> set[int]:
     if record == "log":
         tail = np.geomspace(64, max(rounds, 64), 1 + math.ceil(24 * math.log10(max(rounds, 64) / 64)))
         return {*range(min(rounds, 64) + 1), *(int(t) for t in tail.round() if t <= rounds), rounds}
-    listed = set(record) if isinstance(record, Iterable) else {None}
-    if any(not isinstance(t, Integral) or not 0 <= t <= rounds for t in listed):
+    listed = set(record) if isinstance(record, Iterable) else {-1}
+    if any(not isinstance(t, INTEGERS) or not 0 <= t <= rounds for t in listed):
         raise ValueError(f"record: 'log', 'all' or rounds between 0 and {rounds}, got {record!r}")
     return listed | {0, rounds}
 
@@ -322,11 +322,13 @@ class _Run:
                 if function not in computed:
                     computed[function] = function(snapshot)
                 value = computed[function]
-            before = self.totals.get(name, None if value is None else torch.zeros_like(value)) if is_sum else value
-            if wanted and before is not None:
-                self.columns[name].append((t, self.queries, before))
             if is_sum and value is not None:
-                self.totals[name] = before + self.batch_size * value
+                self.totals.setdefault(name, torch.zeros_like(value))
+            shown = self.totals.get(name) if is_sum else value
+            if wanted and shown is not None:
+                self.columns[name].append((t, self.queries, shown))
+            if is_sum and value is not None:
+                self.totals[name] = self.totals[name] + self.batch_size * value
 
     def _frame(self) -> pd.DataFrame:
         """Long: one row per replicate, recorded round and metric."""

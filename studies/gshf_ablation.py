@@ -100,7 +100,7 @@ def cells(settings: Settings, tuned: dict[str, Any]) -> Sequence[Simulation | Ta
             labels={"reference": reference, "agent": agent},
             problem=Problem(world, BradleyTerry(), KL_COEF),
             algorithm=algorithm,
-            rounds=6 if settings.smoke else 30,
+            rounds=19 if settings.smoke else 30,
             batch_size=BATCH,
             replicates=settings.replicates,
             seed=settings.seed,
@@ -239,6 +239,6 @@ study = Study(
     cells=cells,
     claims=claims,
     plot=plot,
-    replicates=64,
-    smoke_replicates=8,
+    replicates=128,
+    smoke_replicates=4,
 )

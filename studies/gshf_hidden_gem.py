@@ -70,11 +70,22 @@ RECIPE = [agent for agent in AGENTS if agent != "KL ball, ensemble"]  # the note
 claims = (
     Number("the reference's gap", NOTES, "suboptimality", {"agent": "self"}, 0.148, 0.3 * 0.148, at=0),
     *(
-        Number(f"{agent}: first worse than the reference", NOTES, "loss_to_reference", {"agent": agent}, 0.0, 0.0, "at least", at=1)
+        Number(
+            f"{agent}: first worse than the reference",
+            NOTES,
+            "loss_to_reference",
+            {"agent": agent},
+            0.0,
+            0.0,
+            "at least",
+            at=1,
+        )
         for agent in RECIPE
     ),
     *(
-        Number(f"{agent}: gap in .25 ... .38 after 1 batch", NOTES, "suboptimality", {"agent": agent}, 0.315, 0.065, at=1)
+        Number(
+            f"{agent}: gap in .25 ... .38 after 1 batch", NOTES, "suboptimality", {"agent": agent}, 0.315, 0.065, at=1
+        )
         for agent in RECIPE
     ),
     *(

@@ -253,7 +253,8 @@ def plot(frame: pd.DataFrame) -> Figure:
         where = {"problem": "KL-PCB", "reference": reference}
         offline = frame[frame["problem"] == "KL-PCB"]
         offline = offline.assign(line=offline["rule"] + ", " + offline["recipe"])
-        plotting.curves(ax, offline, "suboptimality", "line", x="samples", loglog=True, where=where)
+        plotting.curves(ax, offline, "suboptimality", "line", x="samples", loglog=True, where=where, legend=False)
+        ax.legend(loc="lower left")
         ax.set_title(f"({tag}) {reference} reference, kl_coef = .2")
         ax.set_xlabel("logged samples n")
         ax.set_ylabel(r"suboptimality $J(\pi^*)-J(\pi)$")
@@ -283,6 +284,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         looks=looks,
         names={"KL": "KL", "chi-squared": "chi-squared", "LCB": "lower confidence bound"},
     )
+    axes[1, 1].legend(loc="upper right")
     axes[1, 1].set_xscale("log")
     axes[1, 1].set_title("(d) ... each strength tuned per n")
     axes[1, 1].set_xlabel("logged samples n")

@@ -36,7 +36,7 @@ WORLD = LinearWorld(n_contexts=20, n_actions=10, dim=5, theta_norm=1.0)
 ORACLES = {"preference": BradleyTerry(), "reward": NoisyReward(0.5)}
 FREE = {"ball": 100.0, "refit_growth": 0.05}  # a ball that never binds: the ridge regularises
 GREEDY, SELF, OPTIMISTIC, PASSIVE = "greedy, (π, π_ref)", "greedy, (π, π)", "optimistic, (π, π_ref)", "uniform data"
-RULES = {
+RULES: dict[str, Any] = {
     GREEDY: algorithms.create("greedy", **FREE),
     SELF: algorithms.create("greedy", pairing="self", **FREE),
     OPTIMISTIC: algorithms.create("kl_ucb", radius=0.5, **FREE),

@@ -251,7 +251,10 @@ def plot(frame: pd.DataFrame) -> Figure:
     )
     axes[1, 1].set_title(f"(d) KL sweep at N = {sweep['samples'].max():,}, π_0 only")
     axes[1, 1].set_xlabel("kl_coef (1 / the paper's η)")
-    for ax in axes.flat:
+    samples = sorted(frame["samples"].unique())
+    for ax, ticks in zip(axes.flat, (samples, samples, samples, sorted(sweep["kl_coef"].unique())), strict=True):
+        ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+        ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         ax.set_ylabel(r"suboptimality $J(\pi^*)-J(\pi)$")
     return figure
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simbandit.guarantees import Exponent, Identity, MissingData, Monotone, Number, Ordering, judge
+from simbandit.guarantees import Exponent, Frequency, Identity, MissingData, Monotone, Number, Ordering, judge
 from simbandit.guarantees.claims import Sense
 from tests.cases import power_law, rows
 
@@ -199,3 +199,18 @@ def test_judge_gives_one_row_per_claim_and_keeps_failures():
     with pytest.raises(MissingData, match="elsewhere"):
         judge((absent,), frame())
     assert judge((absent,), frame(), partial=True)["verdict"].tolist() == ["no data"]
+
+
+def test_a_frequency_is_judged_at_its_worst_abscissa_by_the_exact_interval():
+    def verdict(most, replicates):
+        hits = {10: 0, 40: most, 160: 0}
+        parts = [rows((np.arange(replicates) < h)[:, None] * 1.0, "hit", (1,)).assign(n=n) for n, h in hits.items()]
+        return Frequency("coverage", "Theorem 2", "hit", {}, 0.05, x="n").judge(pd.concat(parts))
+
+    assert verdict(0, 128).verdict == "holds"
+    assert verdict(0, 50).verdict == "undecided"  # no event in 50 replicates may still be a probability of 7 %
+    assert verdict(6, 128).verdict == "undecided"
+    assert verdict(25, 128).verdict == "fails"
+    assert verdict(25, 128).measured == 25 / 128
+    with pytest.raises(ValueError, match="'coverage': suboptimality must be 0 or 1"):
+        Frequency("coverage", "-", "suboptimality", LABELS, 0.05, x="queries").judge(frame())

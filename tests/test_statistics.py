@@ -8,6 +8,7 @@ from simbandit.guarantees.statistics import (
     expanded_percentiles,
     mean_interval,
     paired_difference_interval,
+    proportion_interval,
     resampling_weights,
     slope_interval,
 )
@@ -120,3 +121,14 @@ def test_resamples_without_a_slope_widen_the_interval():
     interval = slope_interval([1.0, 2.0], y)
     assert interval.low == -np.inf
     assert interval.high == np.inf
+
+
+def test_the_interval_of_a_share_is_clopper_and_pearsons():
+    events = np.zeros((30, 3))
+    events[:7, 1] = 1
+    events[:, 2] = 1
+    interval = proportion_interval(events)
+    for column, hits in enumerate((0, 7, 30)):
+        want = stats.binomtest(hits, 30).proportion_ci(method="exact")
+        assert interval.estimate[column] == pytest.approx(hits / 30)
+        assert (interval.low[column], interval.high[column]) == pytest.approx((want.low, want.high), abs=1e-12)

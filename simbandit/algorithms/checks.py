@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import fields
-from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 
 def check(algorithm: Any, *, positive: Collection[str] = (), signed: Collection[str] = ()) -> None:
@@ -32,13 +33,14 @@ def _check(name: str, value: Any, hint: Any, low: float) -> None:
             _check(name, one, kind, low)
         return
     choices = [choice for p in parts if get_origin(p) is Literal for choice in get_args(p)]
-    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    number = float(value) if integer or isinstance(value, float) else math.nan
     fine = (
         (isinstance(value, str) and (value in choices or str in parts))
         or (value is None and NoneType in parts)
         or (isinstance(value, bool) and bool in parts)
-        or (float in parts and number and value >= low)
-        or (int in parts and number and isinstance(value, Integral) and value >= 1)
+        or (float in parts and low <= number < math.inf)
+        or (int in parts and integer and number >= 1)
     )
     if not fine:
         allowed = [repr(choice) for choice in choices]

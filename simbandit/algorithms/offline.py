@@ -167,7 +167,7 @@ class PessimisticMLE:
     It matters more than the radius: v should make phi(pi*) - v lie in directions that the data cover.
     Deviations: with more than one context the maximisation over deterministic policies is by coordinate ascent (one
     context at a time, from the greedy policy), exact for one context. The likelihood may carry a `ridge`.
-    Complexity: O(X A d^2) per sweep. Raises ValueError with fresh contexts or without features.
+    Complexity: O(X A d^2) per change of a context's action. Raises ValueError with fresh contexts or without features.
     """
 
     radius: Radius = "theory"
@@ -242,31 +242,29 @@ class PessimisticMLE:
 
 
 def pessimistic_actions(pool: Contexts, theta: Tensor, inverse: Tensor, radius: float, v: Tensor) -> Tensor:
-    """(R, X) actions that maximise <theta, u> - radius ||u||_inverse, u = E_x[phi(x, a_x)] - v, by coordinate ascent.
-
-    A context changes its action only for a gain beyond 1e-9, to the first that reaches it, so rounding decides nothing.
-    """
+    """(R, X) actions that maximise <theta, u> - radius ||u||_inverse, u = E_x[phi(x, a_x)] - v, by steepest coordinate
+    ascent: the one change of one context that gains most, until none gains more than 1e-9."""
     features, law = pool.features, _law(pool)
     offered = ~torch.isneginf(pool.ref_log_probs)
-    R, X = features.shape[:2]
+    R, X, A = offered.shape
     greedy = torch.where(offered, torch.einsum("rxad,rd->rxa", features, theta), -torch.inf)
     chosen = _near_best(greedy).argmax(-1)
     replicate, every = torch.arange(R, device=theta.device), torch.arange(X, device=theta.device)
-    u = torch.einsum("rx,rxd->rd", law, features[replicate[:, None], every, chosen]) - v
-    for _ in range(100):
-        before = chosen.clone()
-        for x in range(X):
-            weight = law[:, x, None]
-            rest = u - weight * features[replicate, x, chosen[:, x]]
-            options = rest[:, None] + weight[..., None] * features[:, x]
-            value = (options @ theta[..., None]).squeeze(-1) - radius * width(options, inverse)
-            best = _near_best(torch.where(offered[:, x], value, -torch.inf))
-            stays = best[replicate, chosen[:, x]] > 0
-            chosen[:, x] = torch.where(stays, chosen[:, x], best.argmax(-1))
-            u = options[replicate, chosen[:, x]]
-        if torch.equal(before, chosen):
+
+    def pessimistic(u: Tensor) -> Tensor:
+        return torch.einsum("r...d,rd->r...", u, theta) - radius * width(u, inverse)
+
+    for _ in range(100 * X):
+        held = features[replicate[:, None], every, chosen]
+        u = torch.einsum("rx,rxd->rd", law, held) - v
+        options = u[:, None, None] + law[..., None, None] * (features - held[:, :, None])
+        value = torch.where(offered, pessimistic(options), -torch.inf).flatten(1)
+        gains = value.amax(-1) > pessimistic(u) + 1e-9
+        if not gains.any():
             return chosen
-    raise RuntimeError("pessimistic policy: coordinate ascent still changed after 100 sweeps")
+        best = _near_best(value).argmax(-1)
+        chosen[replicate[gains], best[gains] // A] = best[gains] % A
+    raise RuntimeError(f"pessimistic policy: coordinate ascent still changed after {100 * X} changes")
 
 
 def _near_best(values: Tensor) -> Tensor:

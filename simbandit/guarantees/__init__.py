@@ -3,6 +3,7 @@
 from simbandit.guarantees.claims import (
     Claim,
     Exponent,
+    Frequency,
     Identity,
     Monotone,
     Number,
@@ -15,6 +16,7 @@ from simbandit.guarantees.rows import MissingData
 __all__ = [
     "Claim",
     "Exponent",
+    "Frequency",
     "Identity",
     "MissingData",
     "Monotone",

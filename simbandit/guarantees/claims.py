@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from simbandit.guarantees.rows import MissingData, Where, at_round, pivot, select
-from simbandit.guarantees.statistics import LEVEL, Interval, mean_interval, slope_interval
+from simbandit.guarantees.statistics import LEVEL, Interval, mean_interval, proportion_interval, slope_interval
 
 Sense = Literal["equals", "at most", "at least"]
 _SIGN = {"equals": "=", "at most": "<=", "at least": ">="}
@@ -138,6 +138,33 @@ class Number:
             values = at_round(_rows(frame, self.metric, self.where), self.at)
         interval = _interval(np.array(list(values.values())), self.exact)
         return _compare(self, interval, self.value, self.tolerance, "", self.sense)
+
+
+@dataclass(frozen=True)
+class Frequency:
+    """The event `metric` (0 or 1 per replicate) has at most this `probability`, at every value of the label `x`.
+
+    The interval is exact (Clopper and Pearson), simultaneous over x (Bonferroni): no event in 50 replicates
+    leaves a probability of up to 7 %. Measured: the share at the x where it is largest.
+    """
+
+    name: str
+    source: str
+    metric: str
+    where: Where
+    probability: float
+    x: str
+
+    def judge(self, frame: pd.DataFrame) -> Verdict:
+        with _named(self):
+            events = pivot(_rows(frame, self.metric, self.where), self.x).to_numpy()
+            if not np.isin(events, (0, 1)).all():
+                raise ValueError(f"{self.metric} must be 0 or 1 in every row")
+        interval = proportion_interval(events, 1 - (1 - LEVEL) / events.shape[1])
+        worst = int(np.argmax(interval.estimate))
+        fails = interval.low[worst] > self.probability
+        shown = Interval(*(part[worst] for part in interval))
+        return _verdict(self, shown, f"<= {self.probability:g}", shown.high <= self.probability, fails)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtr, stdtrit
+from scipy.special import betaincinv, ndtr, stdtrit
 
 from simbandit.draws import EVERY_REPLICATE, generator
 
@@ -58,6 +58,16 @@ def mean_interval(values: ArrayLike, level: float = LEVEL, resamples: int = RESA
     deviations = resampling_weights(len(x), resamples) @ centred
     low, high = np.quantile(deviations, expanded_percentiles(len(x), level), axis=0)
     return Interval(mean, mean + low.reshape(mean.shape), mean + high.reshape(mean.shape))
+
+
+def proportion_interval(events: ArrayLike, level: float = LEVEL) -> Interval:
+    """The share of replicates with an event, from 0 or 1 in (R, ...): Clopper and Pearson's exact interval."""
+    x = np.asarray(events, dtype=float)
+    n, hits = len(x), x.sum(0)
+    tail = (1 - level) / 2
+    low = np.where(hits > 0, betaincinv(np.maximum(hits, 1), n - hits + 1, tail), 0.0)
+    high = np.where(hits < n, betaincinv(hits + 1, np.maximum(n - hits, 1), 1 - tail), 1.0)
+    return Interval(hits / n, low, high)
 
 
 def paired_difference_interval(

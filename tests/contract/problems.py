@@ -28,16 +28,14 @@ ORACLES = {
 LINEAR = LinearWorld(X, A, D, reference="softmax", context_law="zipf")
 
 
-def table(features: bool = False, seed: int = 0, n_actions: int = A, absent: bool = False) -> TableWorld:
-    """Random rewards, the same in every replicate; linear in features only if there are features."""
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(X, n_actions))
+def table(absent: bool = False) -> TableWorld:
+    """Random rewards, the same in every replicate; no features."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(X, A))
     if absent:  # another action is missing in every context, the first and the last among them
-        logits[np.arange(X), np.arange(X) % n_actions] = -np.inf
-    phi = rng.normal(size=(X, n_actions, D)) / np.sqrt(D)
-    rewards = phi @ rng.normal(size=D) if features else rng.normal(size=(X, n_actions))
+        logits[np.arange(X), np.arange(X) % A] = -np.inf
     ref = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    return TableWorld(ref, rewards, phi if features else None, reward_range=(-8.0, 8.0))
+    return TableWorld(ref, rng.normal(size=(X, A)), reward_range=(-8.0, 8.0))
 
 
 class Case(NamedTuple):

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import pickle
 import sys
+from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -14,11 +15,25 @@ from simbandit import algorithms
 from simbandit.data import Logged
 from simbandit.draws import Draws
 from simbandit.oracles import BradleyTerry
-from simbandit.policies import Reference
+from simbandit.policies import Reference, Tabular
 from simbandit.simulate import Problem, chunk_size, simulate
 from simbandit.types import Algorithm, Contexts
 from simbandit.worlds import LinearWorld, TableWorld
-from tests.contract.problems import CASES, LINEAR, ORACLES, A, Batch, Case, D, Watched, X, batch, reachable, table, tensors
+from tests.contract.problems import (
+    CASES,
+    LINEAR,
+    ORACLES,
+    A,
+    Batch,
+    Case,
+    D,
+    Watched,
+    X,
+    batch,
+    reachable,
+    table,
+    tensors,
+)
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=str)
 NAMES = pytest.mark.parametrize("name", algorithms.names())
@@ -64,10 +79,12 @@ def test_round_trips_through_its_configuration(name):
 def bad_values() -> list[tuple[str, str, Any]]:
     bad = []
     for name in algorithms.names():
-        for field, hint in get_type_hints(type(algorithms.create(name))).items():
+        algorithm: Any = algorithms.create(name)
+        names = {f.name for f in dataclasses.fields(algorithm)}
+        for field, hint in get_type_hints(type(algorithm)).items():
             parts = [part for p in (hint, *get_args(hint)) for part in (p, *get_args(p))]
             literal = any(get_origin(part) is Literal for part in parts)
-            is_field = field in {f.name for f in dataclasses.fields(type(algorithms.create(name)))}
+            is_field = field in names
             if is_field and (literal or str not in parts):
                 bad.append((name, field, ("bogus", "bogus") if get_origin(hint) is tuple else "bogus"))
             if is_field and get_origin(hint) is not tuple and (float in parts or int in parts):
@@ -145,6 +162,7 @@ def check_law(results: Any, world: Any, replicates: int = 2) -> None:
     evaluation = world.instance(replicates, Draws(0, replicates)).evaluation
     log_probs, offered = results.policy.log_probs(evaluation), ~torch.isneginf(evaluation.ref_log_probs)
     assert log_probs.shape == offered.shape
+    assert log_probs.dtype == torch.float64
     assert not log_probs.isnan().any()
     assert (log_probs.exp().sum(-1) - 1).abs().max() < 1e-12
     assert log_probs[~offered].isneginf().all()
@@ -164,24 +182,22 @@ def test_outputs_are_laws_at_every_scale_of_kl_coef(case, kl_coef):
     check_law(run(case, problem), problem.world)
 
 
-def collinear() -> TableWorld:
-    """Features on one line: the covariance of differences has rank one."""
-    line = np.linspace(-1, 1, X * A).reshape(X, A, 1) * np.array([1.0, -2.0, 0.5])
-    return TableWorld(np.log(np.full((X, A), 1 / A)), line[..., 0], line, reward_range=(-1.0, 1.0))
-
-
+THETA = (1.0, -0.5, 1.5)
+LINE = np.linspace(-1, 1, X * A).reshape(X, A, 1) * np.array([1.0, -2.0, 0.5])
+PHI = np.random.default_rng(3).normal(size=(X, A, D)) / 2
+ABSENT = np.where(np.arange(X)[:, None] % A == np.arange(A), 0.0, 1 / (A - 1))  # another action in every context
 EDGES = {
     "one context": LinearWorld(1, A, D),
     "one action": LinearWorld(X, 1, D),
     "one context, one action": LinearWorld(1, 1, D),
     "two identical actions": LinearWorld(features=np.ones((X, 2, D)), theta=(1.0, 0.0, 1.0)),
-    "collinear": collinear(),
+    "collinear": LinearWorld(features=LINE, theta=THETA),
     "no signal": LinearWorld(X, A, D, theta_norm=0.0),
-    "absent actions": table(True, absent=True),
-    "one offered action": TableWorld(
-        np.where(np.eye(X, A)[:, :] > 0, 0.0, -np.inf)[:A], np.ones((A, A)), np.ones((A, A, D)), reward_range=(0.0, 1.0)
-    ),
+    "absent actions": LinearWorld(features=PHI, theta=THETA, reference=ABSENT),
+    "one offered action": LinearWorld(features=PHI[:A], theta=THETA, reference=np.eye(A)),
 }
+NOT_LINEAR = TableWorld(np.log((ABSENT + 0.1) / 1.4), np.tanh(PHI.sum(-1) * 3), PHI)
+FRESH = LinearWorld(None, A, D, n_evaluation=11)
 TABLES = {
     "one context": TableWorld(np.log(np.full((1, A), 1 / A)), [[0.0, 1.0, 0.3, -1.0]]),
     "one action": TableWorld(np.zeros((X, 1)), np.ones((X, 1)), reward_range=(0.0, 1.0)),
@@ -189,37 +205,38 @@ TABLES = {
 }
 
 
-@EVERY
-@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize(
+    ("case", "edge"),
+    [(case, edge) for case in CASES for edge in (EDGES if case.features else TABLES)],
+    ids=lambda value: str(value).replace(" ", "-"),
+)
 def test_outputs_are_laws_in_degenerate_worlds(case, edge):
-    if not case.features and edge not in TABLES:
-        pytest.skip("speaks of features")
     world = EDGES[edge] if case.features else TABLES[edge]
     check_law(run(case, case.problem(world=world)), world)
 
 
-@EVERY
+@pytest.mark.parametrize("case", [case for case in CASES if case.features], ids=str)
+@pytest.mark.parametrize(
+    ("world", "why"), [(NOT_LINEAR, "bound on"), (FRESH, "finite world")], ids=["not-linear", "fresh-contexts"]
+)
+def test_harder_worlds_are_learnt_in_or_refused_with_a_reason(case, world, why):
+    """No theta* and so no bound on it; no list of contexts."""
+    try:
+        check_law(run(case, case.problem(world=world)), world)
+    except ValueError as error:
+        refusal = str(error)
+    else:
+        return
+    assert refusal.split(": ")[0] in {"world", "policy", *(f.name for f in dataclasses.fields(case.algorithm))}
+    assert why in refusal
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.feedback == "preference"], ids=str)
 def test_separable_labels_leave_it_finite(case):
-    if case.feedback != "preference":
-        pytest.skip("speaks of duels")
     certain = BradleyTerry(temperature=1e-4)  # the better action always wins
     for batch_size in (1, 40):
         results = run(case, case.problem(oracle=certain), batch_size=batch_size)
         check_law(results, case.problem().world)
-
-
-@EVERY
-def test_fresh_contexts_are_learnt_from_or_refused(case):
-    world = LinearWorld(None, A, D, n_evaluation=11)
-    if not case.features:
-        pytest.skip("fresh contexts carry features")
-    try:
-        results = run(case, case.problem(world=world))
-    except ValueError as refusal:
-        assert str(refusal).startswith("world: ")
-        assert "finite world" in str(refusal)
-        return
-    check_law(results, world)
 
 
 @EVERY
@@ -290,6 +307,8 @@ def test_meets_the_contexts_and_the_annotator_that_every_algorithm_meets(case):
     assert len(updates) == (1 if watched.offline else 6)
     for t, (contexts, actions, feedback) in enumerate(updates):
         expected = instance.contexts(draws.at(t), size)
+        assert contexts.index is not None
+        assert expected.index is not None
         assert torch.equal(contexts.index, expected.index)
         assert torch.equal(feedback, oracle.respond(expected, actions, draws.at(t)))
 
@@ -301,7 +320,7 @@ def learn(algorithm: Any, data: Batch, parts: int = 3, poison: bool = False) -> 
     """Log-probabilities (R, X, A) after the batch was handed over in parts."""
     state, draws = algorithm.init(data.setting), Draws(0, data.setting.replicates)
     edges = np.linspace(0, data.actions.shape[1], parts + 1).astype(int)
-    for t, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for t, (low, high) in enumerate(pairwise(edges)):
         index = data.contexts.index
         assert index is not None
         contexts = Contexts(index=index[:, low:high], pool=data.setting.contexts)
@@ -357,7 +376,7 @@ def permuted(case: Case, data: Batch, what: str) -> tuple[Batch, Any]:
     other = Contexts(index=pool.index, features=features, ref_log_probs=ref, weights=weights)
     setting = dataclasses.replace(data.setting, contexts=other)
     if not case.features:
-        setting = dataclasses.replace(setting, policy=type(setting.policy)(ref))
+        setting = dataclasses.replace(setting, policy=Tabular(ref))
     return Batch(setting, Contexts(index=index, pool=other), actions, feedback), rename
 
 
@@ -369,8 +388,8 @@ def test_the_names_and_the_order_of_things_do_not_matter(case, what):
     plain = rename(learn(case.algorithm, data, parts=1))
     # fits stop at a gradient of 1e-9 a duel, with curvatures above 1e-2
     np.testing.assert_allclose(learn(case.algorithm, other, parts=1), plain, rtol=1e-6, atol=1e-6)
-    if case.name != "uniform":
-        assert not torch.allclose(plain, rename(case.algorithm.init(data.setting) and data.setting.contexts.ref_log_probs))
+    start = rename(case.algorithm.policy(case.algorithm.init(data.setting)).log_probs(data.setting.contexts))
+    assert (case.name == "uniform") == torch.allclose(plain, start)
 
 
 # ------------------------------------------------------------------------------------------------- consistent

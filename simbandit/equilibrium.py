@@ -1,0 +1,180 @@
+"""KL-regularised symmetric games, solved with a certificate.
+
+Two players choose p and q over A actions; `preference[a, b]` is the probability that a beats b, P + P' = 1. The game's
+value is
+
+    J(p, q) = p' P q - kl_coef KL(p || ref) + kl_coef KL(q || ref),        J(p, q) + J(q, p) = 1.
+
+For kl_coef > 0 it has a unique equilibrium, symmetric, of value 1/2: the fixed point of the best response
+BR(q) = softmax(log ref + P q / kl_coef) (Munos et al. 2023, 2312.00886, Prop. 1). Contexts decouple, so everything here
+is batched over any leading axes. Actions with ref = 0 (log -inf) are outside the game: the others play it without them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CONTINUATION_START = 0.3
+STAGE_TOLERANCE = 1e-2
+
+
+class Equilibrium(NamedTuple):
+    """log_probs (..., A); duality_gap (...) by its identity; Newton iterations (...); converged (...)."""
+
+    log_probs: Tensor
+    duality_gap: Tensor
+    iterations: Tensor
+    converged: Tensor
+
+
+def best_response(log_probs: Tensor, preference: Tensor, ref_log_probs: Tensor, kl_coef: float | Tensor) -> Tensor:
+    """log BR(q) = log softmax(log ref + P q / kl_coef), (..., A)."""
+    advantage = _skew(preference, ref_log_probs) @ log_probs.exp()[..., None]
+    return torch.log_softmax(ref_log_probs + advantage.squeeze(-1) / _column(kl_coef), dim=-1)
+
+
+def duality_gap(log_probs: Tensor, preference: Tensor, ref_log_probs: Tensor, kl_coef: float | Tensor) -> Tensor:
+    """max_a J(a, p) - min_b J(p, b) = 2 kl_coef KL(p || BR(p)), as a sum of non-negative terms (...).
+
+    Half of it is the one-sided exploitability 1/2 - min_b J(p, b)."""
+    d = log_probs - best_response(log_probs, preference, ref_log_probs, kl_coef)
+    d = torch.where(torch.isneginf(log_probs), 0.0, d)  # an action that is never played adds nothing but BR's mass
+    missing = torch.where(
+        torch.isneginf(log_probs), best_response(log_probs, preference, ref_log_probs, kl_coef).exp(), 0.0
+    )
+    terms = torch.where(d > -30, log_probs.exp() * (d + torch.expm1(-d)), torch.exp(log_probs - d))
+    return 2 * torch.as_tensor(kl_coef) * (terms + missing).sum(-1)
+
+
+def exploitability(log_probs: Tensor, preference: Tensor, ref_log_probs: Tensor, kl_coef: float | Tensor) -> Tensor:
+    """1/2 - min_b J(p, b): what the best opponent wins, half of the duality gap of a symmetric game."""
+    return duality_gap(log_probs, preference, ref_log_probs, kl_coef) / 2
+
+
+def unregularised_gap(log_probs: Tensor, preference: Tensor) -> Tensor:
+    """2 max_a (P p)_a - 1: the duality gap of p against itself without the KL terms, over all actions."""
+    return 2 * (preference @ log_probs.exp()[..., None]).squeeze(-1).amax(-1) - 1
+
+
+def solve(
+    preference: Tensor,
+    ref_log_probs: Tensor,
+    kl_coef: float,
+    *,
+    tolerance: float = 1e-13,
+    max_iterations: int = 60,
+) -> Equilibrium:
+    """The equilibrium by Newton on u = log(pi / ref): F(u) = u - (P - 1/2) pi / kl_coef, Jacobian I - (P - 1/2) Sigma /
+    kl_coef, Sigma = diag(pi) - pi pi', whose eigenvalues have modulus >= 1, so that it is never singular.
+
+    Games that the plain iteration does not settle are continued in the coefficient, halving from .3, each stage to
+    1e-2. Stops on max |log pi - log BR(pi)| <= tolerance max(1, 1 / kl_coef) (a payoff's rounding is divided by
+    kl_coef), then takes one more full step. preference (..., A, A), ref_log_probs (..., A), broadcast over the leading
+    axes; float64. Complexity O(A^3) per step and game. `converged` says what was achieved. Raises ValueError for
+    kl_coef <= 0, NaN, or a preference that is not skew about 1/2 (by how much, and the remedy).
+    """
+    if not kl_coef > 0:
+        raise ValueError(f"kl_coef: must be > 0, got {kl_coef}; kl_coef = 0 has no unique equilibrium")
+    check_preference(preference)
+    lead = torch.broadcast_shapes(preference.shape[:-2], ref_log_probs.shape[:-1])
+    n = preference.shape[-1]
+    ref = ref_log_probs.to(torch.float64).expand(*lead, n).reshape(-1, n)
+    skew = _skew(preference.to(torch.float64).expand(*lead, n, n).reshape(-1, n, n), ref)
+    final = tolerance * max(1.0, 1.0 / kl_coef)
+    u, iterations, converged = _newton(skew, ref, kl_coef, torch.zeros_like(ref), final, min(12, max_iterations))
+    hard = (~converged).nonzero().squeeze(-1)
+    if len(hard):
+        game, start, spent = (skew[hard], ref[hard]), torch.zeros_like(ref[hard]), iterations[hard]
+        stage = max(CONTINUATION_START, kl_coef)
+        while True:
+            at_target = stage <= kl_coef
+            target = final if at_target else STAGE_TOLERANCE
+            start, more, done = _newton(*game, stage, start, target, max_iterations)
+            spent = spent + more
+            if at_target:
+                break
+            stage = max(kl_coef, stage / 2)
+        u[hard], iterations[hard], converged[hard] = start, spent, done
+    log_probs = torch.log_softmax(ref + u, dim=-1).reshape(*lead, n)
+    gap = duality_gap(log_probs, preference, ref_log_probs, kl_coef)
+    return Equilibrium(log_probs, gap, iterations.reshape(lead), converged.reshape(lead))
+
+
+def _newton(
+    skew: Tensor, ref: Tensor, kl_coef: float, u: Tensor, tolerance: float, max_iterations: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Damped Newton over games (G, A), each dropped from the work once it has converged and taken one more full
+    step."""
+    u = u.clone()
+    iterations = torch.zeros(len(u), dtype=torch.int64, device=u.device)
+    converged = torch.zeros(len(u), dtype=torch.bool, device=u.device)
+    at = torch.arange(len(u), device=u.device)
+    eye = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
+    game, base, here = skew, ref, u.clone()
+    for _ in range(max_iterations + 1):
+        pi = torch.softmax(base + here, dim=-1)
+        payoff = (game @ pi[..., None]).squeeze(-1)
+        F = here - payoff / kl_coef
+        done = _distance(F, base) <= tolerance
+        J = eye - (game * pi[:, None] - payoff[..., None] * pi[:, None]) / kl_coef
+        step = torch.linalg.solve(J, F)
+        norm, size = F.norm(dim=-1), torch.ones_like(F[:, 0])
+        trial = here - step
+        for _ in range(30):
+            payoff = (game @ torch.softmax(base + trial, dim=-1)[..., None]).squeeze(-1)
+            worse = ~done & ~((trial - payoff / kl_coef).norm(dim=-1) <= (1 - 1e-4 * size) * norm)
+            if not worse.any():
+                break
+            size = torch.where(worse, size / 2, size)
+            trial = here - size[:, None] * step
+        here = trial
+        u[at], iterations[at], converged[at] = here, iterations[at] + 1, done
+        if bool(done.all()):
+            break
+        keep = ~done
+        at, game, base, here = at[keep], game[keep], base[keep], here[keep]
+    return u, iterations, converged
+
+
+def _distance(F: Tensor, ref: Tensor) -> Tensor:
+    """max |log pi - log BR(pi)|: F up to the difference of the two normalisers."""
+    offered = ~torch.isneginf(ref)
+    high = torch.where(offered, F, -torch.inf).amax(-1)
+    low = torch.where(offered, F, torch.inf).amin(-1)
+    return high - low
+
+
+def _skew(preference: Tensor, ref_log_probs: Tensor) -> Tensor:
+    """P - 1/2, exactly skew, zero in rows and columns of actions outside the game."""
+    offered = ~torch.isneginf(ref_log_probs)
+    skew = (preference - preference.mT) / 2
+    return torch.where(offered[..., :, None] & offered[..., None, :], skew, 0.0)
+
+
+def _column(kl_coef: float | Tensor) -> float | Tensor:
+    return kl_coef[..., None] if isinstance(kl_coef, Tensor) else kl_coef
+
+
+def check_preference(preference: Tensor, tolerance: float = 1e-9) -> None:
+    """Raises ValueError unless P + P' = 1 and 0 <= P <= 1 (so the diagonal is 1/2)."""
+    if preference.ndim < 2 or preference.shape[-1] != preference.shape[-2]:
+        raise ValueError(f"preference: must be square in its last two axes, got shape {tuple(preference.shape)}")
+    if not bool(torch.isfinite(preference).all()):
+        raise ValueError("preference: holds NaN or infinity; it must hold probabilities")
+    if bool(((preference < -tolerance) | (preference > 1 + tolerance)).any()):
+        low, high = float(preference.min()), float(preference.max())
+        raise ValueError(f"preference: must lie in [0, 1], got values from {low:.6g} to {high:.6g}")
+    off = float((preference + preference.mT - 1).abs().max())
+    if off > tolerance:
+        raise ValueError(
+            f"preference: must be skew about 1/2 (P + P' = 1), off by up to {off:.3g}; "
+            "symmetrise(preference) returns (P + 1 - P') / 2"
+        )
+
+
+def symmetrise(preference: Tensor) -> Tensor:
+    """(P + 1 - P') / 2: an asymmetric judge asked in both orders."""
+    return (preference + 1 - preference.mT) / 2
