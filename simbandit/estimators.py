@@ -57,13 +57,12 @@ def logistic_mle(
 ) -> Fit:
     """Bradley-Terry likelihood of a linear reward, from counts per distinct pair:
 
-        min_theta  sum_u count_u softplus(<theta, z_u>) - wins_u <theta, z_u>  +  ridge / 2 ||theta||^2,   ||theta|| <=
-        ball.
+        min over ||theta|| <= ball of  sum_u count_u softplus(<theta, z_u>) - wins_u <theta, z_u> + ridge/2 ||theta||^2
 
     differences (R, U, d); wins, count (R, U), real-valued (weights and soft labels are exact). `tolerance` is the norm
     of the (projected) gradient per duel. Separable data have no minimiser without `ridge` or `ball`: the gradient
-    vanishes while the margins grow for ever, and the fit reports converged = False. Newton within the ball for d <= 128 (O(U d^2) a step), projected start; L-BFGS beyond,
-    with `ridge`. Raises ValueError where d > 128 is asked with a ball that binds.
+    vanishes while the margins grow for ever, and the fit reports converged = False. Newton within the ball for d <= 128
+    (O(U d^2) a step), projected start; L-BFGS beyond, with `ridge`. Raises ValueError where a ball binds at d > 128.
     """
     R, _, d = differences.shape
     z, scratch = differences, torch.empty_like(differences)
@@ -205,7 +204,8 @@ def confidence_radius(radius: Radius, setting: Setting, ridge: float, delta: flo
 class RewardModel:
     """Running estimate of a linear reward from whatever the oracle answers. Grows in place; the newest fit is `theta`.
 
-    Duels: logistic MLE on counts. Rankings: Plackett-Luce MLE. Rewards: ridge regression by normal equations.
+    Duels: logistic MLE on counts. Rankings: Plackett-Luce MLE. Rewards: ridge regression, its inverse kept by rank-one
+    updates while batches are small (<= d / 2).
     `gram` (R, d, d) is the sum of z z' over duels (of phi phi' over rewards), without ridge. Refits when the number of
     observations has grown by the fraction `refit_growth` since the last fit (0: at every `observe`).
     """
@@ -234,6 +234,8 @@ class RewardModel:
         self.duels = Duels(R, setting.contexts, d, setting.device, members) if self.kind == "preference" else None
         self.members = [self.theta] * members
         self.moment = torch.zeros_like(self.theta)
+        eye = torch.eye(d, dtype=torch.float64, device=setting.device)
+        self._inverse = (eye / ridge).expand(R, d, d).clone() if self.kind == "reward" else None
         self.rankings = torch.zeros(R, 0, setting.n_select, d, dtype=torch.float64, device=setting.device)
         self.n = self.n_fitted = 0
         self.residual = torch.zeros(R, dtype=torch.float64, device=setting.device)
@@ -249,6 +251,11 @@ class RewardModel:
         elif self.kind == "reward":
             z = phi[:, :, 0]
             self.moment += (z * feedback[..., None]).sum(1)
+            if self._inverse is not None and z.shape[1] <= z.shape[2] // 2:
+                for b in range(z.shape[1]):
+                    rank_one_inverse(self._inverse, z[:, b])
+            else:
+                self._inverse = None  # a large batch: a factorisation is cheaper, and from then on always taken
         else:
             z = (phi[:, :, :, None] - phi[:, :, None, :]).reshape(phi.shape[0], -1, phi.shape[-1]) / math.sqrt(2)
             ordered = phi.gather(2, feedback[..., None].expand(-1, -1, -1, phi.shape[-1]))
@@ -269,8 +276,7 @@ class RewardModel:
     def refit(self) -> None:
         self.n_fitted = self.n
         if self.kind == "reward":
-            eye = self.ridge * torch.eye(self.theta.shape[-1], dtype=torch.float64, device=self.theta.device)
-            self.theta = torch.linalg.solve(self.gram + eye, self.moment)
+            self.theta = (self.inverse(self.ridge) @ self.moment[..., None]).squeeze(-1)
             return
         if self.kind == "preference":
             assert self.duels is not None
@@ -298,6 +304,8 @@ class RewardModel:
         return Info(self.theta, self.gram, self.observations, residual, iterations, radius)
 
     def inverse(self, ridge: float, scale: float = 1.0) -> Tensor:
-        """(ridge I + scale gram)^-1"""
+        """(ridge I + scale gram)^-1, a copy."""
+        if self._inverse is not None and ridge == self.ridge and scale == 1.0:
+            return self._inverse.clone()
         eye = torch.eye(self.theta.shape[-1], dtype=torch.float64, device=self.theta.device)
         return torch.cholesky_inverse(torch.linalg.cholesky(ridge * eye + scale * self.gram))

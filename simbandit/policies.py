@@ -7,9 +7,9 @@ deterministic rule never plays.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,7 +114,12 @@ def multi_step_rejection(
 
 
 def lambert_w_exp(u: Tensor) -> Tensor:
-    """W_0(exp(u)): the solution of w + log w = u, without overflow, by Newton on log w."""
+    """W_0(exp(u)): the solution of w + log w = u, without overflow."""
+    return _log_lambert_w_exp(u).exp()
+
+
+def _log_lambert_w_exp(u: Tensor) -> Tensor:
+    """x + exp(x) = u by Newton, without underflow."""
     x = torch.where(u > 1, torch.log(u.clamp_min(1.0)), u)  # x = log w
     for _ in range(60):
         w = x.exp()
@@ -122,29 +127,54 @@ def lambert_w_exp(u: Tensor) -> Tensor:
         x = x - change
         if not (change.abs() > 1e-15 * x.abs().clamp_min(1.0)).any():
             break
-    return x.exp()
+    return x
+
+
+class Divergence(NamedTuple):
+    """D_f(pi || pi_ref) = E_ref f(pi / pi_ref), by the derivative f'(w), the log of its inverse w(u), and w'(u) = 1 /
+    f''."""
+
+    derivative: Callable[[Tensor], Tensor]
+    log_inverse: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+
+
+DIVERGENCES = {
+    "reverse_kl": Divergence(lambda w: w.log(), lambda u: u, lambda w: w),
+    "forward_kl": Divergence(lambda w: -1 / w, lambda u: -torch.log(-u), lambda w: w * w),
+    "chi_squared": Divergence(lambda w: w - 1, lambda u: (1 + u).clamp_min(0.0).log(), lambda w: (w > 0).to(w.dtype)),
+    "chi_squared_kl": Divergence(lambda w: w + w.log(), lambda u: u - lambert_w_exp(u), lambda w: w / (1 + w)),
+    "jensen_shannon": Divergence(
+        lambda w: torch.log(2 * w / (1 + w)), lambda u: u - torch.log(2 - u.exp()), lambda w: w * (1 + w)
+    ),
+}
+"""f(w): w log w - w; -log w; (w - 1)^2 / 2; the first and third (chi-PO's mixed divergence, 2407.13399);
+Jensen-Shannon."""
+
+
+def divergence_tilt(rewards: Tensor, ref_log_probs: Tensor, coef: float, divergence: str) -> Tensor:
+    """argmax_pi E_pi[r] - coef D_f(pi || pi_ref): pi = pi_ref (f')^-1((r - lambda) / coef), the multiplier lambda a
+    root in one dimension, bracketed by pi <= 1 for every action below and by the largest reward above. "reverse_kl" is
+    the Gibbs policy. Sources: 2407.13399 (chi-PO), 2605.06977. Raises ValueError for unknown divergences."""
+    if divergence not in DIVERGENCES:
+        raise ValueError(f"divergence: must be one of {sorted(DIVERGENCES)}, got {divergence!r}")
+    f = DIVERGENCES[divergence]
+    p = ref_log_probs.exp()
+    offered = p > 0
+    r = torch.where(offered, rewards, torch.where(offered, rewards, torch.inf).amin(-1, keepdim=True)) / coef
+    most = torch.where(offered, r - f.derivative(1 / torch.where(offered, p, 1.0)), -torch.inf)
+    low, high = most.amax(-1, keepdim=True), r.amax(-1, keepdim=True) - f.derivative(torch.ones_like(p[..., :1]))
+
+    def excess(multiplier: Tensor) -> tuple[Tensor, Tensor]:
+        w = f.log_inverse(r - multiplier).exp()
+        return 1 - (p * w).sum(-1, keepdim=True), (p * f.slope(w)).sum(-1, keepdim=True)
+
+    return normalise(ref_log_probs + f.log_inverse(r - increasing_root(excess, low, high)))
 
 
 def chi_squared_tilt(rewards: Tensor, ref_log_probs: Tensor, coef: float, *, with_kl: bool = True) -> Tensor:
-    """argmax_pi E_pi[r] - coef D(pi || pi_ref) for D = D_chi2 + KL (the default: chi-PO's mixed divergence,
-    pi = pi_ref W_0(exp((r - lambda) / coef))) or D = D_chi2 alone (pi = pi_ref max(0, 1 + (r - lambda) / coef)),
-    with D_chi2 = E_ref[(pi / pi_ref - 1)^2] / 2. The multiplier lambda is a root in one dimension. (2407.13399)"""
-    ratio, slope = (
-        (lambert_w_exp, lambda w: w / (1 + w))
-        if with_kl
-        else (lambda u: (1 + u).clamp_min(0.0), lambda w: (w > 0).to(w.dtype))
-    )
-    p = ref_log_probs.exp()
-    r = torch.where(p > 0, rewards, torch.where(p > 0, rewards, torch.inf).amin(-1, keepdim=True)) / coef
-    low, high = r.amin(-1, keepdim=True) - 2, r.amax(-1, keepdim=True) + 1
-
-    def excess(shift: Tensor) -> tuple[Tensor, Tensor]:  # increasing in the multiplier
-        w = ratio(r - shift)
-        return 1 - (p * w).sum(-1, keepdim=True), (p * slope(w)).sum(-1, keepdim=True)
-
-    u = r - increasing_root(excess, low, high)
-    w = ratio(u)
-    return normalise(ref_log_probs + (u - w if with_kl else w.log()))  # w + log w = u: no underflow
+    """`divergence_tilt` for D_chi2 + KL (chi-PO), or for D_chi2 alone."""
+    return divergence_tilt(rewards, ref_log_probs, coef, "chi_squared_kl" if with_kl else "chi_squared")
 
 
 def inverse_cdf(log_probs: Tensor, uniforms: Tensor) -> Tensor:

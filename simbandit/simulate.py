@@ -23,9 +23,10 @@ from simbandit.types import Algorithm, Contexts, Info, Oracle, Policy, Setting, 
 from simbandit.worlds.arrays import affordable
 
 Record = Literal["log", "all"] | Sequence[int]
-Output = Literal["last", "average"] | Logged
+Output = Literal["last", "average", "best"] | Logged
 CHUNK_NUMBERS = 2**24  # float64 numbers in a chunk's largest tables: 128 MB, of which a handful exist at a time
 LARGEST_CHUNK = 128
+VALIDATION_DUELS = 512
 MOST_REPLICATES = 10**7
 INTEGERS = (int, np.integer)
 
@@ -71,9 +72,9 @@ def simulate(
         Policy, which then is the reference.
     metrics: registered names, `cumulative_` and a name, or the user's own (name, function of Snapshot) pairs.
     record: "log" (every round up to 64, then 24 a decade), "all", or a list of rounds; round 0 and the end always.
-    output: which policy Results holds: the last, the average of the recorded ones (in probability space), or
-        `Logged(policy, size)`: the recorded one whose implied reward predicts `size` held-out duels of that policy
-        best.
+    output: which policy Results holds: the "last", the "average" of the recorded ones (in probability space), or the
+        "best" by validation: the recorded one whose implied reward predicts held-out duels best, 512 of the reference,
+        or those of `Logged(policy, size)`.
     keep_data: keep contexts, actions and feedback of every round, for `Results.data`.
 
     Replicates run in chunks that follow from the problem alone, so the answer does not depend on the machine.
@@ -369,8 +370,10 @@ class _Output:
     """Which of the recorded policies is handed out."""
 
     def __init__(self, rule: Output, run: _Run):
-        if rule not in ("last", "average") and not isinstance(rule, Logged):
-            raise ValueError(f"output: 'last', 'average' or Logged(policy, size) for validation, got {rule!r}")
+        if rule not in ("last", "average", "best") and not isinstance(rule, Logged):
+            raise ValueError(f"output: 'last', 'average', 'best' or Logged(policy, size), got {rule!r}")
+        if rule == "best":
+            rule = Logged(Reference(), VALIDATION_DUELS)
         if rule != "last" and run.instance.pool is None:
             raise ValueError("output: 'average' and validation need a finite world; use 'last'")
         if isinstance(rule, Logged) and run.oracle.feedback != "preference":

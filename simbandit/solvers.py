@@ -126,8 +126,8 @@ def box_minimiser(gradient: Tensor, hessian: Tensor, x: Tensor, high: float, mov
     """argmin over 0 <= q <= high of the quadratic model around x, (..., n), which ignores a common shift of all movable
     coordinates (gradient and rows of the Hessian sum to 0); the others stay.
 
-    Primal-dual active set method (Hintermueller, Ito, Kunisch 2003): pin coordinates, solve for the rest, pin those that
-    leave the box, release those that are pulled inwards. Exact; a sweep or two from a warm start. While nothing is
+    Primal-dual active set method (Hintermueller, Ito, Kunisch 2003): pin coordinates, solve for the rest, pin those
+    that leave the box, release those that are pulled inwards. Exact; a sweep or two from a warm start. While nothing is
     pinned the shift is free, and the smallest coordinate is put at 0.
     """
     shape, n = x.shape, x.shape[-1]

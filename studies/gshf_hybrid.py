@@ -28,6 +28,7 @@ from simbandit import plotting
 from simbandit.algorithms import create
 from simbandit.data import Logged
 from simbandit.guarantees import Monotone, Ordering
+from simbandit.guarantees.rows import pivot, select
 from simbandit.oracles import BradleyTerry
 from simbandit.policies import Reference, Uniform
 from simbandit.simulate import Problem
@@ -139,14 +140,16 @@ claims = (
 def plot(frame: pd.DataFrame) -> Figure:
     figure, axes = plotting.panels(columns=2, rows=2, height=2.4)
     looks = plotting.lines(list(NAMES))
-    last = frame["round"] == frame.groupby("learner")["round"].transform("max")
-    largest = TUNING_SIZE
+    one: dict[str, Any] = {"looks": looks, "names": NAMES, "legend": False}
+    scratch = {
+        learner: pivot(select(frame, {"learner": learner, "log": "none", "metric": "suboptimality"}), "queries").mean()
+        for learner in (ENHANCER, REFERENCE)
+    }
     for column, log in enumerate(LOGS):
         ends, paths = axes[:, column]
-        one: dict[str, Any] = {"looks": looks, "names": NAMES, "legend": False}
         plotting.curves(
             ends,
-            frame[last],
+            frame,
             "suboptimality",
             "learner",
             x="n_off",
@@ -155,18 +158,15 @@ def plot(frame: pd.DataFrame) -> Figure:
             order=list(NAMES),
             **one,
         )
-        for learner in (ENHANCER, REFERENCE):
-            scratch = frame[last & (frame["learner"] == learner) & (frame["log"] == "none")]["value"].mean()
-            ends.axhline(scratch, color=looks[learner].color, linewidth=0.8, linestyle=":")
-        ends.set_xlabel(r"$n_\mathrm{off}$ (logged duels)")
+        where = {"log": log, "n_off": TUNING_SIZE}
+        plotting.curves(paths, frame, "suboptimality", "learner", where=where, order=list(scratch), **one)
+        for learner, mean in scratch.items():
+            thin = {"color": looks[learner].color, "linewidth": 0.8, "linestyle": ":"}
+            ends.axhline(mean.iloc[-1], **thin)
+            paths.plot(mean.index.to_numpy(), mean.to_numpy(), **thin)
         ends.set_title(f"{log} logs")
-        online = frame[(frame["log"] == log) & (frame["n_off"] == largest)]
-        plotting.curves(paths, online, "suboptimality", "learner", order=[ENHANCER, REFERENCE], **one)
-        scratch = frame[frame["log"] == "none"]
-        for learner in (ENHANCER, REFERENCE):
-            mean = scratch[scratch["learner"] == learner].groupby("queries")["value"].mean()
-            paths.plot(mean.index, mean, color=looks[learner].color, linewidth=0.8, linestyle=":")
-        paths.set_xlabel(f"duels asked online, after {largest} logged")
+        ends.set_xlabel(r"$n_\mathrm{off}$ (logged duels)")
+        paths.set_xlabel(f"duels asked online, after {TUNING_SIZE} logged")
         for ax in (ends, paths):
             ax.set_ylabel("gap [reward]\n(lower is better)" if column == 0 else "")
     axes[0, 0].plot([], [], color="0.4", linewidth=0.8, linestyle=":", label="the same from scratch")

@@ -16,6 +16,10 @@ the unknown absolute constant set to 1, and the theorems' bounds
 with the data's own Sigma = ridge I + sum z z' and nu = E_pi_ref phi. `bound_violated` is 1 where the left side exceeds
 the right, and is counted exactly over replicates. What differs from the paper: a small ridge in the likelihood; the
 constant 1 (the paper's is unknown, and 1 makes the bound easier to violate).
+
+Found: the bounds hold in every replicate and are loose by a factor of 8 to 200; with the theory's radius Option I stays
+at the reference up to n = 1,000. Tuned pessimism beats greedy MLE by far where coverage is poor and costs nothing where
+it is good, but so does a mere ridge: tuned with the same budget, it beats both options where coverage is poor.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from simbandit import plotting
 from simbandit.algorithms import create
 from simbandit.estimators import width
 from simbandit.guarantees import Exponent, Frequency, Ordering
+from simbandit.guarantees.rows import pivot, select
 from simbandit.metrics import Snapshot, kl, suboptimality
 from simbandit.oracles import BradleyTerry
 from simbandit.simulate import Problem
@@ -225,7 +230,7 @@ claims = (
 
 
 def plot(frame: pd.DataFrame) -> Figure:
-    coverages = [coverage for coverage in SKEWS if (frame["coverage"] == coverage).any()]
+    coverages = [coverage for coverage in SKEWS if coverage in set(frame["coverage"])]
     figure, axes = plotting.panels(columns=len(coverages), rows=2, height=2.6)
     rules = ["greedy MLE", "tuned ridge", *OPTIONS]
     looks = plotting.lines(rules)
@@ -237,14 +242,15 @@ def plot(frame: pd.DataFrame) -> Figure:
         theory = {"coverage": coverage, "radius": "theory"}
         plotting.curves(lower, frame, "suboptimality", "rule", where=theory, order=list(OPTIONS), **one)
         for rule in OPTIONS:
-            rows = frame[(frame["metric"] == "bound") & (frame["rule"] == rule) & (frame["coverage"] == coverage)]
-            mean = rows.groupby("n")["value"].mean()
-            lower.plot(mean.index, mean, color=looks[rule].color, linewidth=0.8, linestyle=":", marker="")
+            mean = pivot(select(frame, {**theory, "metric": "bound", "rule": rule}), "n").mean()
+            lower.plot(
+                mean.index.to_numpy(), mean.to_numpy(), color=looks[rule].color, linewidth=0.8, linestyle=":", marker=""
+            )
         upper.set_title(f"{coverage} coverage")
         for ax, words in ((upper, "tuned"), (lower, "theory radius")):
             ax.set_xlabel("n (duels)")
             ax.set_ylabel(f"gap [reward], {words}\n(lower is better)" if ax in axes[:, 0] else "")
-        lower.text(0.97, 0.93, "dotted: the bound", transform=lower.transAxes, ha="right", fontsize=7, color="0.3")
+    axes[0, 0].plot([], [], color="0.4", linewidth=0.8, linestyle=":", label="the theorem's bound")
     plotting.legend_above(figure, axes[0, 0])
     return figure
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from simbandit import Problem, algorithms, plotting
 from simbandit.draws import Draws
 from simbandit.guarantees import Exponent, Ordering
+from simbandit.guarantees.rows import select
 from simbandit.oracles import NoisyReward
 from simbandit.policies import argmax, chi_squared_tilt, gibbs
 from simbandit.study import TUNING_SEED, Settings, Simulation, Study, Task
@@ -37,7 +38,7 @@ from simbandit.worlds import LinearWorld, rare_arms
 
 REFERENCES = {"uniform": "uniform", "skewed": (0.84, *[0.16 / 19] * 19)}
 NOISE = 0.5
-RULES = {
+RULES: dict[str, Any] = {
     "greedy": [algorithms.create("kl_pcb", radius=0.0, ridge=ridge) for ridge in (0.1, 0.3, 1.0, 3.0)],
     "KL-PCB": [algorithms.create("kl_pcb", radius=c * NOISE, ridge=0.1) for c in (0.25, 0.5, 1.0, 2.0)],
 }
@@ -98,7 +99,7 @@ def regrets(method: str, strength: float, samples: int, replicates: int, seed: i
         policy = argmax(estimate - strength / count.clamp_min(1).sqrt(), ref)
     else:
         policy = (gibbs if method == "KL" else chi_squared_tilt)(estimate, ref, strength)
-    return rewards.amax(-1) - (policy.exp() * rewards).sum(-1)
+    return (policy.exp() * (rewards.amax(-1, keepdim=True) - rewards)).sum(-1)
 
 
 def at_strength(method: str, strength: float, samples: int, replicates: int, seed: int, device: str) -> pd.DataFrame:
@@ -251,14 +252,14 @@ def plot(frame: pd.DataFrame) -> Figure:
     figure, axes = plotting.panels(columns=2, rows=2, height=2.3)
     for ax, reference, tag in zip(axes[0], REFERENCES, "ab", strict=True):
         where = {"problem": "KL-PCB", "reference": reference}
-        offline = frame[frame["problem"] == "KL-PCB"]
+        offline = select(frame, where)
         offline = offline.assign(line=offline["rule"] + ", " + offline["recipe"])
-        plotting.curves(ax, offline, "suboptimality", "line", x="samples", loglog=True, where=where, legend=False)
+        plotting.curves(ax, offline, "suboptimality", "line", x="samples", loglog=True, legend=False)
         ax.legend(loc="lower left")
         ax.set_title(f"({tag}) {reference} reference, kl_coef = .2")
         ax.set_xlabel("logged samples n")
         ax.set_ylabel(r"suboptimality $J(\pi^*)-J(\pi)$")
-    rare = frame[frame["problem"] == "rare arms"]
+    rare = select(frame, {"problem": "rare arms"})
     looks = plotting.lines(list(STRENGTHS))
     grid = {"recipe": "grid"}
     plotting.curves(
@@ -284,7 +285,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         looks=looks,
         names={"KL": "KL", "chi-squared": "chi-squared", "LCB": "lower confidence bound"},
     )
-    axes[1, 1].legend(loc="upper right")
+    axes[1, 1].legend(loc="upper right", bbox_to_anchor=(1.0, 0.9))
     axes[1, 1].set_xscale("log")
     axes[1, 1].set_title("(d) ... each strength tuned per n")
     axes[1, 1].set_xlabel("logged samples n")

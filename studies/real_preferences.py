@@ -41,6 +41,7 @@ from torch import Tensor
 from simbandit import Problem, algorithms, plotting
 from simbandit.guarantees import Number, Ordering
 from simbandit.guarantees.claims import Verdict
+from simbandit.guarantees.rows import select
 from simbandit.metrics import Snapshot, kl
 from simbandit.oracles import BradleyTerry
 from simbandit.policies import gibbs
@@ -98,7 +99,8 @@ def load(path: Path | None, instructions: int | None = None) -> Data:
     with np.errstate(divide="ignore"):
         frame["reward"] = np.clip(np.log(p) - np.log1p(-p), -CLIP, CLIP)
     if instructions is not None:
-        frame = frame[frame["prompt_id"].isin(np.unique(frame["prompt_id"])[:instructions])]
+        ids = frame["prompt_id"].to_numpy()
+        frame = frame.take(np.flatnonzero(np.isin(ids, np.unique(ids)[:instructions])))
     world = from_frame(frame, context="prompt_id", action="model", features=features, reward="reward")
     wins = np.asarray(from_frame(frame, context="prompt_id", action="model", reward="p_beats_baseline").rewards).copy()
     arms = list(world.action_names or ())
@@ -323,7 +325,7 @@ class OnAlpacaEval:
         return self.claim.source
 
     def judge(self, frame: pd.DataFrame) -> Verdict:
-        if (frame["data"] != "AlpacaEval 2").all():
+        if "AlpacaEval 2" not in set(frame["data"]):
             return Verdict(self.name, self.source, "AlpacaEval 2 only", math.nan, math.nan, math.nan, "undecided")
         return self.claim.judge(frame)
 
@@ -356,8 +358,7 @@ CLAIMS = (
 
 
 def landmark(frame: pd.DataFrame, metric: str, name: str) -> float:
-    rows = frame[(frame["rule"] == "landmarks") & (frame["metric"] == f"{metric}/{name}")]
-    return float(rows["value"].iloc[0])
+    return float(select(frame, {"rule": "landmarks", "metric": f"{metric}/{name}"})["value"].to_numpy()[0])
 
 
 def plot(frame: pd.DataFrame) -> Figure:

@@ -23,11 +23,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from simbandit import Problem, algorithms, plotting
 from simbandit.guarantees import Exponent, Monotone, Number, Ordering
+from simbandit.guarantees.rows import select
 from simbandit.oracles import BradleyTerry, NoisyReward
 from simbandit.study import Settings, Simulation, Study
 from simbandit.worlds import LinearWorld
@@ -237,7 +239,9 @@ def plot(frame: pd.DataFrame) -> Figure:
         plotting.curves(ax, frame, "suboptimality", "data", x="samples", loglog=True, where=where, order=list(STAGES))
         ax.set_title(title)
         ax.set_xlabel("samples N")
-    sweep = frame[(frame["samples"] == frame["samples"].max()) & (frame["feedback"] == "reward")]
+    samples = np.unique(frame["samples"])
+    where = {"reference": "uniform", "feedback": "reward", "data": "π_0 only", "samples": samples[-1]}
+    sweep = select(frame, where)
     plotting.curves(
         axes[1, 1],
         sweep,
@@ -245,14 +249,12 @@ def plot(frame: pd.DataFrame) -> Figure:
         "theta_scale",
         x="kl_coef",
         loglog=True,
-        where={"reference": "uniform", "data": "π_0 only"},
         order=[1.0, 5.0],
         names={1.0: "theta* in [0, 1]", 5.0: "theta* in [0, 5]"},
     )
-    axes[1, 1].set_title(f"(d) KL sweep at N = {sweep['samples'].max():,}, π_0 only")
+    axes[1, 1].set_title(f"(d) KL sweep at N = {samples[-1]:,}, π_0 only")
     axes[1, 1].set_xlabel("kl_coef (1 / the paper's η)")
-    samples = sorted(frame["samples"].unique())
-    for ax, ticks in zip(axes.flat, (samples, samples, samples, sorted(sweep["kl_coef"].unique())), strict=True):
+    for ax, ticks in zip(axes.flat, [samples, samples, samples, np.unique(sweep["kl_coef"])], strict=True):
         ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
         ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         ax.set_ylabel(r"suboptimality $J(\pi^*)-J(\pi)$")

@@ -132,11 +132,11 @@ def test_only_identical_pairs():
 
 
 def test_a_world_of_one_action():
-    pool = Contexts(
-        index=torch.zeros(2, 1, dtype=torch.int64), ref_log_probs=torch.zeros(2, 1, 1, dtype=torch.float64)
-    )
+    pool = Contexts(index=torch.zeros(2, 1, dtype=torch.int64), ref_log_probs=torch.zeros(2, 1, 1, dtype=torch.float64))
     duels = Duels(2, pool, None, CPU)
-    duels.add(Contexts(index=torch.zeros(2, 3, dtype=torch.int64), pool=pool), torch.zeros(2, 3, 2).long(), torch.ones(2, 3))
+    duels.add(
+        Contexts(index=torch.zeros(2, 3, dtype=torch.int64), pool=pool), torch.zeros(2, 3, 2).long(), torch.ones(2, 3)
+    )
     assert duels.count.sum() == 0
 
 

@@ -58,7 +58,7 @@ def test_online_it_gets_round_to_almost_every_arm():
     problem = Problem(hidden_gem(n_actions=9), BradleyTerry(), kl_coef=0.1)
     results = simulate(problem, GSHF(), rounds=20, batch_size=32, replicates=6, metrics=["kl_to_ref"], keep_data=True)
     assert results.data is not None
-    assert (results.data.groupby("replicate")["second"].nunique() >= 7).all()
+    assert min(results.data.groupby("replicate")["second"].nunique()) >= 7
 
 
 def test_it_comes_near_the_best_of_thousands_of_random_tilts():

@@ -256,7 +256,9 @@ def test_the_chain_of_rejections_tilts_step_by_step():
     endless, exact = multi_step_rejection(ref, scores, kl_coef, steps, 10**7)
     torch.testing.assert_close(endless, gibbs(scores, ref, kl_coef), atol=1e-6, rtol=1e-6)
     one_step = multi_step_rejection(ref, scores, kl_coef, 1, budget)[1]
-    torch.testing.assert_close(exact.sum(-1), one_step[:, 0], rtol=1e-9, atol=1e-9)  # the rates multiply to Z / exp(max)
+    torch.testing.assert_close(
+        exact.sum(-1), one_step[:, 0], rtol=1e-9, atol=1e-9
+    )  # the rates multiply to Z / exp(max)
     assert (exact.min(-1).values > one_step[:, 0]).all()  # each step is easier
     for steps, budget in ((0, 5), (2, 0)):
         with pytest.raises(ValueError, match="steps, budget: must be at least 1"):
@@ -271,7 +273,7 @@ def test_lambert_w_of_an_exponential():
     np.testing.assert_allclose(lambert_w_exp(tensor(u)), special.lambertw(np.exp(u)).real, rtol=1e-13)
     huge = tensor([1e3, 1e8, 1e15])  # exp(u) overflows
     w = lambert_w_exp(huge)
-    torch.testing.assert_close(w + w.log(), huge, rtol=1e-15, atol=0.0)
+    torch.testing.assert_close(w + w.log(), huge, rtol=1e-14, atol=0.0)  # exp(x) at x = 35: 35 roundings
     assert lambert_w_exp(tensor([-1e4])).item() == 0.0
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,9 @@ from simbandit import algorithms
 from simbandit.data import Logged, to_jsonl
 from simbandit.draws import Draws
 from simbandit.oracles import BradleyTerry, FullInformation, NoisyReward, PlackettLuce
-from simbandit.policies import LogLinear, Reference, Tabular, Uniform, mixture
+from simbandit.policies import LogLinear, Reference, Tabular, Uniform
 from simbandit.simulate import Problem, recording, simulate
-from simbandit.types import Contexts, Info
+from simbandit.types import Contexts, Feedback, Info
 from simbandit.worlds import LinearWorld, TableWorld
 
 R, X, A, D, B, T = 3, 7, 5, 2, 4, 6
@@ -30,19 +30,27 @@ def untyped(value: Any) -> Any:
     return value
 
 
+def run(problem: Any, algorithm: Any, **options: Any) -> Any:
+    return simulate(problem, algorithm, **options)
+
+
+def realise(replicates: int, draws: Draws, world: Any = WORLD) -> Any:
+    return world.instance(replicates, draws)
+
+
 # ------------------------------------------------------------------------------------------------- the order of things
 
 
 class Diary:
     """Plays the policy of version v = number of updates; writes down every call and refuses states that are over."""
 
-    feedbacks = ("preference", "reward", "ranking")
-    needs_features = False
-    offline = False
+    feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference", "reward", "ranking")
+    needs_features: ClassVar[bool] = False
+    offline: ClassVar[bool] = False
     consistent = False
 
-    def __init__(self, offline: bool = False):
-        self.offline, self.entries = offline, []
+    def __init__(self):
+        self.entries: list = []
 
     def init(self, setting: Any) -> dict:
         self.setting = setting
@@ -69,15 +77,19 @@ class Diary:
         return Tabular(table.log_softmax(-1))
 
 
+class OfflineDiary(Diary):
+    offline: ClassVar[bool] = True
+
+
 def version(snapshot: Any) -> torch.Tensor:
     rows = snapshot.log_probs[:, 0]
-    return rows[:, 0] - rows[:, 1]
+    return (rows[:, 0] - rows[:, 1]).round()
 
 
 def test_the_policy_that_plays_a_round_is_recorded_before_it_learns():
     diary = Diary()
     names = [("version", version), "queries", "fit_residual", "reward_regret"]
-    results = simulate(DUELS, diary, rounds=3, batch_size=B, replicates=R, metrics=names, record="all")
+    results = run(DUELS, diary, rounds=3, batch_size=B, replicates=R, metrics=names, record="all")
     expected: list = [("init",)]
     for t in range(3):
         expected += [("select", t, t), ("update", t, (R, B))]
@@ -92,25 +104,28 @@ def test_the_policy_that_plays_a_round_is_recorded_before_it_learns():
     assert wide["fit_residual"].tolist()[1:] == [10, 11, 12]
     assert np.isnan(wide["fit_residual"][0])
     assert wide["reward_regret"].isna().tolist() == [False, False, False, True]  # nothing is played in the last row
-    log_probs = results.policy.log_probs(WORLD.instance(R, Draws(0, R)).evaluation)
+    log_probs = results.policy.log_probs(realise(R, Draws(0, R)).evaluation)
     assert torch.allclose(log_probs[..., 0] - log_probs[..., 1], torch.tensor(3.0).double())
 
 
 def test_an_offline_algorithm_learns_once_from_reference_data():
-    diary = Diary(offline=True)
-    results = simulate(
+    diary = OfflineDiary()
+    results = run(
         DUELS, diary, rounds=T, batch_size=B, replicates=R, metrics=[("version", version), "cumulative_suboptimality"]
     )
     assert diary.entries == [("init",), ("update", 0, (R, T * B))]
     frame = results.frame()
     assert frame["metric"].unique().tolist() == ["version"]  # it has played nothing, so there is no regret to sum
-    assert frame[frame["replicate"] == 2][["round", "queries", "value"]].to_numpy().tolist() == [[0, 0, 0], [T, T * B, 1]]
+    assert frame.loc[frame["replicate"] == 2, ["round", "queries", "value"]].to_numpy().tolist() == [
+        [0, 0, 0],
+        [T, T * B, 1],
+    ]
 
 
 @pytest.mark.parametrize("offline", [False, True])
 def test_logged_data_come_first(offline):
-    diary = Diary(offline=offline)
-    simulate(DUELS, diary, rounds=2, batch_size=B, replicates=R, offline=Logged(Uniform(), 9))
+    diary = OfflineDiary() if offline else Diary()
+    run(DUELS, diary, rounds=2, batch_size=B, replicates=R, offline=Logged(Uniform(), 9))
     first: list = [("init",), ("update", 0, (R, 9))]
     rounds = [("select", 1, 0), ("update", 1, (R, B)), ("select", 2, 1), ("update", 2, (R, B))]
     assert diary.entries == (first if offline else first + rounds)
@@ -118,18 +133,21 @@ def test_logged_data_come_first(offline):
 
 class Peek(Diary):
     def update(self, state: dict, contexts: Contexts, actions: Any, feedback: Any, draws: Any) -> tuple[dict, Info]:
-        self.seen = getattr(self, "seen", [])
-        self.seen.append((contexts.index, actions, feedback))
+        self.seen: list = [*getattr(self, "seen", []), (contexts.index, actions, feedback)]
         return super().update(state, contexts, actions, feedback, draws)
+
+
+class OfflinePeek(Peek):
+    offline: ClassVar[bool] = True
 
 
 def test_logged_actions_come_from_the_players_asked_for():
     first = Tabular(torch.eye(A)[torch.arange(X) % A].double().log().expand(R, -1, -1))
     second = Tabular(torch.eye(A)[(torch.arange(X) + 1) % A].double().log().expand(R, -1, -1))
     for oracle, k in ((BradleyTerry(), 2), (NoisyReward(0.1), 1), (PlackettLuce(3), 3)):
-        peek = Peek(offline=True)
+        peek = OfflinePeek()
         logged = Logged(first, 11, second)
-        simulate(Problem(WORLD, oracle, 1.0), peek, rounds=1, replicates=R, offline=logged)
+        run(Problem(WORLD, oracle, 1.0), peek, rounds=1, replicates=R, offline=logged)
         index, actions, _ = peek.seen[0]
         assert actions.shape == (R, 11, k)
         assert torch.equal(actions[..., 0], index % A)
@@ -138,10 +156,10 @@ def test_logged_actions_come_from_the_players_asked_for():
 
 
 def test_an_offline_algorithms_data_are_the_references():
-    peek = Peek(offline=True)
-    simulate(DUELS, peek, rounds=500, batch_size=B, replicates=R)
+    peek = OfflinePeek()
+    run(DUELS, peek, rounds=500, batch_size=B, replicates=R)
     index, actions, _ = peek.seen[0]
-    instance = WORLD.instance(R, Draws(0, R))
+    instance = realise(R, Draws(0, R))
     law = (instance.pool.weights[..., None] * instance.pool.ref_log_probs.exp()).numpy()
     for i in (0, 1):
         for r in range(R):
@@ -153,7 +171,7 @@ def test_an_offline_algorithms_data_are_the_references():
 
 def test_logged_and_online_data_use_different_streams():
     peek = Peek()
-    simulate(DUELS, peek, rounds=1, batch_size=9, replicates=R, offline=Logged(Reference(), 9))
+    run(DUELS, peek, rounds=1, batch_size=9, replicates=R, offline=Logged(Reference(), 9))
     assert not torch.equal(peek.seen[0][0], peek.seen[1][0])
 
 
@@ -177,15 +195,15 @@ def test_recording_schedules():
 @pytest.mark.parametrize("record", ["every", [-1], [7], [2.5], ["1"], 3, [float("nan")]])
 def test_bad_schedules(record):
     with pytest.raises(ValueError, match=r"record: 'log', 'all' or rounds between 0 and 6"):
-        simulate(DUELS, GREEDY, rounds=T, record=record)
+        run(DUELS, GREEDY, rounds=T, record=record)
 
 
 @pytest.mark.parametrize("record", ["all", [3]])
 def test_sums_run_over_all_rounds_whatever_is_recorded(record):
     options: dict[str, Any] = {"rounds": T, "batch_size": B, "replicates": R}
     names = ["reward_regret", "suboptimality", "cumulative_reward_regret", "cumulative_suboptimality"]
-    every = simulate(DUELS, GREEDY, metrics=names, record="all", **options).frame()
-    some = simulate(DUELS, GREEDY, metrics=names[2:], record=record, **options).frame()
+    every = run(DUELS, GREEDY, metrics=names, record="all", **options).frame()
+    some = run(DUELS, GREEDY, metrics=names[2:], record=record, **options).frame()
     for name in names[:2]:
         terms = every[every["metric"] == name].pivot(index="replicate", columns="round", values="value").to_numpy()
         sums = some[some["metric"] == f"cumulative_{name}"].pivot(index="replicate", columns="round", values="value")
@@ -199,16 +217,16 @@ def test_sums_run_over_all_rounds_whatever_is_recorded(record):
 
 @pytest.mark.parametrize(("oracle", "per_context"), [(BradleyTerry(), 1), (NoisyReward(1.0), 1), (PlackettLuce(4), 3)])
 def test_a_ranking_of_k_costs_k_minus_1_queries(oracle, per_context):
-    frame = simulate(Problem(WORLD, oracle, 1.0), GREEDY, rounds=2, batch_size=B, metrics=["queries"]).frame()
+    frame = run(Problem(WORLD, oracle, 1.0), GREEDY, rounds=2, batch_size=B, metrics=["queries"]).frame()
     assert frame["value"].tolist() == [0, B * per_context, 2 * B * per_context]
 
 
 class Mirror:
     """Exact mirror ascent on J: log pi <- (1 - s) log pi + s (log ref + answer / kl_coef). Test only."""
 
-    feedbacks = ("full",)
-    needs_features = False
-    offline = False
+    feedbacks: ClassVar[tuple[Feedback, ...]] = ("full",)
+    needs_features: ClassVar[bool] = False
+    offline: ClassVar[bool] = False
     consistent = True
 
     def __init__(self, step: float):
@@ -232,10 +250,10 @@ class Mirror:
 
 def test_full_information_on_rewards_reaches_the_optimum():
     problem = Problem(WORLD, FullInformation(NoisyReward(0.7)), 0.4)
-    exact = simulate(problem, Mirror(1.0), rounds=1, replicates=R)
+    exact = run(problem, Mirror(1.0), rounds=1, replicates=R)
     # rounding of log-probabilities of size 10 is 1e-15; squared by the divergence
     assert exact.final().max() < 1e-25
-    results = simulate(problem, Mirror(0.5), rounds=5, replicates=R, record="all")
+    results = run(problem, Mirror(0.5), rounds=5, replicates=R, record="all")
     gaps = results.frame().query("metric == 'suboptimality'").pivot(index="replicate", columns="round", values="value")
     assert (gaps.diff(axis=1).iloc[:, 1:] < 0).all(axis=None)
 
@@ -245,13 +263,13 @@ def test_full_information_on_duels_answers_win_probabilities_and_is_counted():
 
     class Spy(Mirror):
         def update(self, state: tuple, contexts: Contexts, actions: Any, feedback: Any, draws: Any) -> tuple:
-            rewards = WORLD.instance(R, Draws(0, R)).rewards(contexts)
+            rewards = realise(R, Draws(0, R)).rewards(contexts)
             table = 1 / (1 + (rewards[..., None, :] - rewards[..., :, None]).exp())
             torch.testing.assert_close(feedback, (table * actions.exp()[..., None, :]).sum(-1), rtol=1e-12, atol=0)
             return super().update(state, contexts, actions, feedback, draws)
 
     names = ["oracle_evaluations", "queries", "reward_regret", "cumulative_reward_regret", "win_rate_vs_ref"]
-    frame = simulate(problem, Spy(0.3), rounds=4, replicates=R, metrics=names, record="all").frame()
+    frame = run(problem, Spy(0.3), rounds=4, replicates=R, metrics=names, record="all").frame()
     mine = frame[frame["replicate"] == 0]
     assert mine.loc[mine["metric"] == "oracle_evaluations", "value"].tolist() == [0, 1, 2, 3, 4]
     assert mine.loc[mine["metric"] == "queries", "value"].unique().tolist() == [0]
@@ -271,34 +289,31 @@ def recorded_policies(problem: Problem, **options: Any) -> list[torch.Tensor]:
         seen.append(snapshot.log_probs)
         return torch.zeros(R)
 
-    simulate(problem, GREEDY, metrics=[("keep", keep)], **options)
+    run(problem, GREEDY, metrics=[("keep", keep)], **options)
     return seen
 
 
 def test_the_output_may_be_the_average_of_the_recorded_policies():
     options: dict[str, Any] = {"rounds": T, "batch_size": B, "replicates": R, "record": [2, 5]}
-    average = simulate(DUELS, GREEDY, output="average", **options)
+    average = run(DUELS, GREEDY, output="average", **options)
     policies = recorded_policies(DUELS, **options)
     assert len(policies) == 4  # rounds 0, 2, 5, 6
     assert isinstance(average.policy, Tabular)
     torch.testing.assert_close(average.policy.table.exp(), torch.stack(policies).exp().mean(0), rtol=1e-12, atol=1e-15)
-    last = simulate(DUELS, GREEDY, **options)
-    pool = WORLD.instance(R, Draws(0, R)).evaluation
+    last = run(DUELS, GREEDY, **options)
+    pool = realise(R, Draws(0, R)).evaluation
     torch.testing.assert_close(last.policy.log_probs(pool), policies[-1])
-    del mixture
 
 
 def test_validation_takes_the_policy_that_predicts_held_out_duels_best():
     options: dict[str, Any] = {"rounds": T, "batch_size": B, "replicates": R, "record": "all"}
-    chosen = simulate(DUELS, GREEDY, output=Logged(Uniform(), 50, Reference()), **options).policy
+    chosen = run(DUELS, GREEDY, output=Logged(Uniform(), 50, Reference()), **options).policy
     policies = recorded_policies(DUELS, **options)
     draws = Draws(0, R, stream="validation/")
-    instance = WORLD.instance(R, draws)
+    instance = realise(R, draws)
     now = draws.at(0)
     contexts = instance.contexts(now, 50)
-    first, second = (
-        p.sample(contexts, now.uniform(f"player{i}", 50)) for i, p in enumerate((Uniform(), Reference()))
-    )
+    first, second = (p.sample(contexts, now.uniform(f"player{i}", 50)) for i, p in enumerate((Uniform(), Reference())))
     wins = BradleyTerry().bind(instance).respond(contexts, torch.stack([first, second], -1), now)
     best = []
     for r in range(R):
@@ -315,10 +330,19 @@ def test_validation_takes_the_policy_that_predicts_held_out_duels_best():
         torch.testing.assert_close(chosen.table[r], policies[best[r]][r], rtol=1e-12, atol=1e-12)
 
 
+def test_best_is_validation_on_the_references_duels():
+    options: dict[str, Any] = {"rounds": T, "batch_size": B, "replicates": R}
+    best = run(DUELS, GREEDY, output="best", **options).policy
+    same = run(DUELS, GREEDY, output=Logged(Reference(), 512), **options).policy
+    assert isinstance(best, Tabular)
+    assert isinstance(same, Tabular)
+    assert torch.equal(best.table, same.table)
+
+
 def test_validation_data_are_not_the_training_data():
     options: dict[str, Any] = {"rounds": T, "batch_size": B, "replicates": R}
-    plain = simulate(DUELS, GREEDY, **options)
-    validated = simulate(DUELS, GREEDY, output=Logged(Reference(), 20), **options)
+    plain = run(DUELS, GREEDY, **options)
+    validated = run(DUELS, GREEDY, output=Logged(Reference(), 20), **options)
     assert plain.frame().equals(validated.frame())
 
 
@@ -329,7 +353,7 @@ def test_validation_data_are_not_the_training_data():
 def test_a_runs_duels_fed_back_reproduce_the_estimate(name):
     """The last policy has seen every duel, so logged data of the same duels must lead to it."""
     algorithm = algorithms.create(name, refit_growth=0.0) if name == "greedy" else algorithms.create(name)
-    first = simulate(DUELS, algorithm, rounds=T, batch_size=B, replicates=[1], keep_data=True)
+    first = run(DUELS, algorithm, rounds=T, batch_size=B, replicates=[1], keep_data=True)
     data = first.data
     assert data is not None
     assert list(data.columns) == ["replicate", "round", "context", "first", "second", "preferred"]
@@ -341,31 +365,31 @@ def test_a_runs_duels_fed_back_reproduce_the_estimate(name):
         seen.append(snapshot.log_probs)
         return torch.zeros(1)
 
-    simulate(DUELS, algorithm, rounds=1, replicates=[1], offline=data, metrics=[("keep", keep)])
-    pool = WORLD.instance(1, Draws(0, [1])).evaluation
+    run(DUELS, algorithm, rounds=1, replicates=[1], offline=data, metrics=[("keep", keep)])
+    pool = realise(1, Draws(0, [1])).evaluation
     # two fits of the same likelihood, each to a gradient of 1e-9 a duel
     torch.testing.assert_close(seen[0], first.policy.log_probs(pool), rtol=1e-6, atol=1e-6)
 
 
 def test_rewards_are_kept_and_fed_back_too():
-    first = simulate(REWARDS, GREEDY, rounds=T, batch_size=B, replicates=[2], keep_data=True)
+    first = run(REWARDS, GREEDY, rounds=T, batch_size=B, replicates=[2], keep_data=True)
     data = first.data
     assert data is not None
     assert list(data.columns) == ["replicate", "round", "context", "action", "reward"]
-    offline = simulate(REWARDS, algorithms.create("kl_pcb", radius=0.0, ridge=0.1), rounds=1, replicates=[2], offline=data)
-    pool = WORLD.instance(1, Draws(0, [2])).evaluation
+    offline = run(REWARDS, algorithms.create("kl_pcb", radius=0.0, ridge=0.1), rounds=1, replicates=[2], offline=data)
+    pool = realise(1, Draws(0, [2])).evaluation
     torch.testing.assert_close(offline.policy.log_probs(pool), first.policy.log_probs(pool), rtol=1e-10, atol=1e-10)
 
 
 def test_kept_duels_are_what_was_asked_and_answered():
-    data = simulate(DUELS, GREEDY, rounds=T, batch_size=B, replicates=R, keep_data=True, seed=3).data
+    data = run(DUELS, GREEDY, rounds=T, batch_size=B, replicates=R, keep_data=True, seed=3).data
     assert data is not None
     assert len(data) == R * T * B
     draws = Draws(3, R)
-    instance = WORLD.instance(R, draws)
+    instance = realise(R, draws)
     oracle = BradleyTerry().bind(instance)
     for t, rows in data.groupby("round"):
-        by = [torch.from_numpy(rows[c].to_numpy()).view(R, B) for c in ("context", "first", "second", "preferred")]
+        by = [torch.tensor(rows[c].to_numpy(copy=True)).view(R, B) for c in ("context", "first", "second", "preferred")]
         contexts = instance.contexts(draws.at(int(str(t))), B)
         assert torch.equal(contexts.index, by[0])
         wins = draws.at(int(str(t))).uniform("annotator", B) < oracle.prob(contexts, by[1], by[2])
@@ -373,20 +397,20 @@ def test_kept_duels_are_what_was_asked_and_answered():
 
 
 def test_kept_duels_become_lines_for_trainers(tmp_path):
-    data = simulate(DUELS, GREEDY, rounds=2, batch_size=B, keep_data=True).data
+    data = run(DUELS, GREEDY, rounds=2, batch_size=B, keep_data=True).data
     assert data is not None
     prompts = [f"context {x}" for x in range(X)]
     texts = [[f"{x}/{a}" for a in range(A)] for x in range(X)]
     to_jsonl(data, tmp_path / "duels.jsonl", prompts=prompts, responses=texts)
     lines = [json.loads(line) for line in (tmp_path / "duels.jsonl").read_text().splitlines()]
-    for line, (_, row) in zip(lines, data.iterrows(), strict=True):
+    for line, row in zip(lines, data.to_dict("records"), strict=True):
         pair = (f"{row['context']:.0f}/{row['first']:.0f}", f"{row['context']:.0f}/{row['second']:.0f}")
         winner, loser = pair if row["preferred"] == 1 else pair[::-1]
         assert line == {"prompt": f"context {row['context']:.0f}", "chosen": winner, "rejected": loser}
 
 
 def test_data_are_kept_only_on_request():
-    assert simulate(DUELS, GREEDY, rounds=1).data is None
+    assert run(DUELS, GREEDY, rounds=1).data is None
 
 
 # ------------------------------------------------------------------------------------------------- policies
@@ -400,18 +424,18 @@ def test_the_reference_that_learners_receive():
         (None, PLAIN, Tabular),
     ):
         diary = Diary()
-        simulate(Problem(world, BradleyTerry(), 1.0), diary, rounds=1, replicates=R, policy=untyped(asked))
-        pool = world.instance(R, Draws(0, R)).evaluation
+        run(Problem(world, BradleyTerry(), 1.0), diary, rounds=1, replicates=R, policy=untyped(asked))
+        pool = realise(R, Draws(0, R), world).evaluation
         assert type(diary.setting.policy) is kind
         torch.testing.assert_close(diary.setting.policy.log_probs(pool), pool.ref_log_probs)
     own, diary = Uniform(), Diary()
-    simulate(DUELS, diary, rounds=1, policy=own)
+    run(DUELS, diary, rounds=1, policy=own)
     assert diary.setting.policy is own
 
 
 def test_the_setting_says_what_a_learner_may_know():
     diary = Diary()
-    simulate(DUELS, diary, rounds=T, batch_size=B, replicates=R)
+    run(DUELS, diary, rounds=T, batch_size=B, replicates=R)
     known = {f.name: getattr(diary.setting, f.name) for f in dataclasses.fields(diary.setting)}
     assert known["replicates"] == R
     assert (known["rounds"], known["batch_size"], known["n_actions"], known["dim"]) == (T, B, A, D)
@@ -424,7 +448,6 @@ def test_the_setting_says_what_a_learner_may_know():
 
 FRAME = pd.DataFrame({"context": [0, 6], "first": [0, 4], "second": [1, 2], "preferred": [1.0, 0.25]})
 REWARD_FRAME = pd.DataFrame({"context": [0], "action": [2], "reward": [float("inf")]})
-ABSENT = TableWorld(np.log([[0.5, 0.5, 1e-300], [0.2, 0.3, 0.5]]), np.zeros((2, 3)), np.ones((2, 3, D)))
 
 
 @pytest.mark.parametrize(
@@ -449,19 +472,25 @@ ABSENT = TableWorld(np.log([[0.5, 0.5, 1e-300], [0.2, 0.3, 0.5]]), np.zeros((2, 
         ({"metrics": "suboptimality"}, "metrics: must be a list of names, got the single text"),
         ({"policy": "table"}, "policy: 'tabular', 'log_linear' or a Policy, got 'table'"),
         ({"policy": 3}, "policy: 'tabular', 'log_linear' or a Policy, got 3"),
-        ({"output": "best"}, r"output: 'last', 'average' or Logged\(policy, size\)"),
+        ({"output": "bset"}, r"output: 'last', 'average', 'best' or Logged\(policy, size\), got 'bset'"),
         ({"offline": FRAME.drop(columns="second")}, r"offline: columns \['second'\] are missing"),
         ({"offline": FRAME.head(0)}, "offline: the frame has no rows"),
-        ({"offline": FRAME.assign(context=[0, X])}, rf"offline: context must be an integer in \[0, {X}\), row 1 has {X}"),
+        (
+            {"offline": FRAME.assign(context=[0, X])},
+            rf"offline: context must be an integer in \[0, {X}\), row 1 has {X}",
+        ),
         ({"offline": FRAME.assign(first=[-1, 0])}, r"offline: first must be an integer in \[0, 5\), row 0 has -1"),
         ({"offline": FRAME.assign(second=[0.5, 0])}, r"offline: second must be an integer in \[0, 5\), row 0 has 0.5"),
-        ({"offline": FRAME.assign(preferred=[1, np.nan])}, r"offline: preferred must be a probability .* row 1 has nan"),
+        (
+            {"offline": FRAME.assign(preferred=[1, np.nan])},
+            r"offline: preferred must be a probability .* row 1 has nan",
+        ),
         ({"offline": FRAME.assign(preferred=[2, 0])}, r"offline: preferred must be a probability in \[0, 1\], row 0"),
     ],
 )
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        simulate(DUELS, GREEDY, **({"rounds": 2} | options))
+        run(DUELS, GREEDY, **({"rounds": 2} | options))
 
 
 @pytest.mark.parametrize("kl_coef", [0.0, -1.0, float("nan"), float("inf")])
@@ -484,11 +513,11 @@ def test_kl_coef_must_be_positive(kl_coef):
 )
 def test_what_does_not_fit_together_is_refused(problem, algorithm, message):
     class RewardOnly(Diary):
-        feedbacks = ("reward",)
+        feedbacks: ClassVar[tuple[Feedback, ...]] = ("reward",)
 
     chosen = RewardOnly() if algorithm == "nothing" else algorithms.create(algorithm)
     with pytest.raises(ValueError, match=message):
-        simulate(problem, chosen, rounds=2)
+        run(problem, chosen, rounds=2)
 
 
 def test_more_that_does_not_fit_together():
@@ -513,8 +542,8 @@ def test_more_that_does_not_fit_together():
     ]
     for problem, algorithm, options, message in cases:
         with pytest.raises(ValueError, match=message):
-            simulate(problem, algorithm, rounds=2, **options)
-    assert set(simulate(no_rewards, Diary(), rounds=2).frame()["metric"]) == {"kl_to_ref", "win_rate_vs_ref"}
+            run(problem, algorithm, rounds=2, **options)
+    assert set(run(no_rewards, Diary(), rounds=2).frame()["metric"]) == {"kl_to_ref", "win_rate_vs_ref"}
 
 
 class Ties:
@@ -536,14 +565,14 @@ class Ties:
 def test_a_logged_action_that_its_context_does_not_offer():
     ragged = TableWorld(np.array([[0.0, -np.inf], np.log([0.4, 0.6])]), np.zeros((2, 2)), np.ones((2, 2, D)))
     frame = pd.DataFrame({"context": [1, 0], "first": [0, 0], "second": [1, 1], "preferred": [1, 1]})
-    with pytest.raises(ValueError, match="offline: row 1 names an action that its context does not offer"):
-        simulate(Problem(ragged, BradleyTerry(), 1.0), GREEDY, rounds=1, offline=frame)
+    with pytest.raises(ValueError, match="offline: second must be an action that its context offers, row 1 has 1"):
+        run(Problem(ragged, BradleyTerry(), 1.0), GREEDY, rounds=1, offline=frame)
 
 
 @pytest.mark.parametrize("algorithm", ["greedy", type(GREEDY), None])
 def test_an_algorithm_is_an_object(algorithm):
     with pytest.raises(TypeError, match=r"algorithm: must be an object such as algorithms.create\('greedy'\)"):
-        simulate(DUELS, algorithm, rounds=1)
+        run(DUELS, algorithm, rounds=1)
 
 
 def test_bad_sizes_of_logged_data():
