@@ -156,7 +156,7 @@ def frame_batch(frame: pd.DataFrame, pool: Contexts | None, setting: Setting) ->
         bad = ~np.isin(ids, np.arange(size))
         if bad.any():
             raise ValueError(f"offline: {column} must be an integer in [0, {size}), {_first(frame, column, bad)}")
-    values = pd.to_numeric(frame[label], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    values = frame[[label]].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=float, na_value=np.nan)[:, 0]
     bad = ~np.isfinite(values) | ((values < 0) | (values > 1) if label == "preferred" else False)
     if bad.any():
         allowed = "a probability in [0, 1]" if label == "preferred" else "finite"

@@ -46,7 +46,7 @@ def duality_gap(log_probs: Tensor, preference: Tensor, ref_log_probs: Tensor, kl
         torch.isneginf(log_probs), best_response(log_probs, preference, ref_log_probs, kl_coef).exp(), 0.0
     )
     terms = torch.where(d > -30, log_probs.exp() * (d + torch.expm1(-d)), torch.exp(log_probs - d))
-    return 2 * torch.as_tensor(kl_coef) * (terms + missing).sum(-1)
+    return 2 * kl_coef * (terms + missing).sum(-1)
 
 
 def exploitability(log_probs: Tensor, preference: Tensor, ref_log_probs: Tensor, kl_coef: float | Tensor) -> Tensor:

@@ -16,8 +16,32 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from simbandit import equilibrium
+from simbandit.equilibrium import solve
 from simbandit.policies import Policy
 from simbandit.types import Contexts, Info, Instance
+
+
+@dataclass(frozen=True)
+class Game:
+    """The KL-regularised game that a preference oracle poses over the evaluation contexts; solved once, when asked."""
+
+    oracle: Any
+    evaluation: Contexts
+    kl_coef: float
+
+    @cached_property
+    def preference(self) -> Tensor:
+        """(R, X, A, A)"""
+        return self.oracle.win_table(self.evaluation)
+
+    @cached_property
+    def nash(self) -> Tensor:
+        """Log-probabilities (R, X, A) of the equilibrium. Raises RuntimeError where the solver did not converge."""
+        solved = solve(self.preference, self.evaluation.ref_log_probs, self.kl_coef)
+        if not bool(solved.converged.all()):
+            raise RuntimeError(f"equilibrium: {int((~solved.converged).sum())} games did not converge")
+        return solved.log_probs
 
 
 @dataclass(frozen=True)
@@ -34,6 +58,7 @@ class Snapshot:
     informative: Tensor
     optimum: Tensor | None = field(repr=False, default=None)
     best_rewards: Tensor | None = field(repr=False, default=None)
+    game: Game | None = field(repr=False, default=None)
     contexts: Contexts | None = None
     actions: Tensor | None = None
 
@@ -177,6 +202,46 @@ def queries(s: Snapshot) -> Tensor:
     return torch.full((s.instance.replicates,), float(s.queries), dtype=torch.float64)
 
 
+def _game(s: Snapshot) -> Game:
+    if s.game is None:
+        raise ValueError("metrics: game metrics need a preference oracle with a `win_table`")
+    return s.game
+
+
+def duality_gap(s: Snapshot) -> Tensor:
+    """E_x of max_a J(a, pi) - min_b J(pi, b) = 2 kl_coef KL(pi || BR(pi))."""
+    gap = equilibrium.duality_gap(s.log_probs, _game(s).preference, s.ref_log_probs, s.kl_coef)
+    return s.over_contexts(gap)
+
+
+def exploitability(s: Snapshot) -> Tensor:
+    """1/2 - min_b J(pi, b), half the duality gap."""
+    return duality_gap(s) / 2
+
+
+def unregularised_gap(s: Snapshot) -> Tensor:
+    """E_x of 2 max_a P(a > pi) - 1: the duality gap without the KL terms."""
+    offered = ~torch.isneginf(s.ref_log_probs)
+    wins = s.oracle.win_rates(s.instance.evaluation, s.log_probs)
+    return s.over_contexts(2 * torch.where(offered, wins, 0.0).amax(-1) - 1)
+
+
+def kl_to_nash(s: Snapshot) -> Tensor:
+    """KL(pi* || pi), nats, pi* the KL-regularised equilibrium."""
+    return s.over_contexts(kl(_game(s).nash, s.log_probs))
+
+
+def nash_win_margin(s: Snapshot) -> Tensor:
+    """J(pi*, pi) - 1/2 = kl_coef KL(pi || pi*), an identity."""
+    return s.kl_coef * s.over_contexts(kl(s.log_probs, _game(s).nash))
+
+
+def borda_regret(s: Snapshot) -> Tensor:
+    """E_x of the largest Borda score (win rate against the reference) minus that of pi."""
+    wins = s.oracle.win_rates(s.instance.evaluation, s.ref_log_probs)
+    return s.over_contexts(best_reward(wins, s.ref_log_probs)) - s.expect(s.log_probs, wins)
+
+
 MetricFunction = Callable[[Snapshot], Tensor | None]
 Direction = Literal["lower", "higher", "neither"]
 
@@ -202,6 +267,12 @@ METRICS: dict[str, Metric] = {
     "worst_argmax_regret": Metric(worst_argmax_regret, "worst-context regret of the argmax", "reward", "lower"),
     "reward_regret": Metric(reward_regret, "reward regret per query", "reward", "lower"),
     "win_rate_vs_ref": Metric(win_rate_vs_ref, "win rate against π_ref", "probability", "higher", needs_rewards=False),
+    "duality_gap": Metric(duality_gap, "duality gap", "win probability", "lower", needs_rewards=False),
+    "exploitability": Metric(exploitability, "exploitability", "win probability", "lower", needs_rewards=False),
+    "unregularised_gap": Metric(unregularised_gap, "duality gap without KL", "win probability", "lower", False),
+    "kl_to_nash": Metric(kl_to_nash, "KL(π_Nash ‖ π)", "nats", "lower", needs_rewards=False),
+    "nash_win_margin": Metric(nash_win_margin, "win margin of the Nash policy", "win probability", "lower", False),
+    "borda_regret": Metric(borda_regret, "Borda regret", "win probability", "lower", needs_rewards=False),
     "informative_pairs": Metric(informative_pairs, "informative duels", "duels", "neither", needs_rewards=False),
     "estimation_error": Metric(estimation_error, "estimation error, data norm", "reward", "lower"),
     "fit_residual": Metric(fit_residual, "residual of the fit", "gradient norm", "lower", needs_rewards=False),
@@ -237,6 +308,6 @@ def resolve(
 def defaults(instance: Instance) -> list[str]:
     """Cumulative suboptimality needs the policy of every round: by default only where the world is finite."""
     if not getattr(instance, "has_rewards", True):
-        return ["kl_to_ref", "win_rate_vs_ref"]
+        return ["duality_gap", "unregularised_gap", "kl_to_ref", "win_rate_vs_ref"]
     names = ["suboptimality", "reward_regret", "cumulative_reward_regret", "kl_to_ref"]
     return names if instance.pool is None else [*names, "cumulative_suboptimality"]

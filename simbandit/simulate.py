@@ -16,7 +16,7 @@ from tqdm import tqdm
 from simbandit import metrics as metric_registry
 from simbandit.data import Logged, frame_batch
 from simbandit.draws import Draws
-from simbandit.metrics import CUMULATIVE, MetricFunction, Snapshot, best_reward
+from simbandit.metrics import CUMULATIVE, Game, MetricFunction, Snapshot, best_reward
 from simbandit.policies import LogLinear, Reference, Tabular, concatenate, mixture
 from simbandit.results import Results
 from simbandit.types import Algorithm, Contexts, Info, Oracle, Policy, Setting, World
@@ -209,6 +209,9 @@ class _Run:
             self.optimum = self.instance.optimal_log_probs(problem.kl_coef)
             if self.instance.pool is not None:
                 self.best = best_reward(self.instance.rewards(self.instance.pool), self.instance.pool.ref_log_probs)
+        self.game = None
+        if hasattr(self.oracle, "win_table"):
+            self.game = Game(self.oracle, self.instance.evaluation, problem.kl_coef)
         self.columns: dict[str, list[tuple[int, float, Tensor]]] = {name: [] for name, _ in self.metrics}
         self.totals: dict[str, Tensor] = {}  # of cumulative metrics that have had a value
         self.data: list[tuple[int, Contexts, Tensor, Tensor]] = []
@@ -313,6 +316,7 @@ class _Run:
             informative=self.informative,
             optimum=self.optimum,
             best_rewards=self.best,
+            game=self.game,
             contexts=contexts,
             actions=actions,
         )

@@ -220,7 +220,7 @@ def increasing_root(function: Callable[[Tensor], tuple[Tensor, Tensor]], low: Te
         value, derivative = function(x)
         low, high = torch.where(value <= 0, x, low), torch.where(value >= 0, x, high)
         newton = x - value / derivative
-        inside = torch.isfinite(newton) & (newton > low) & (newton < high)
+        inside = torch.isfinite(newton) & (newton >= low) & (newton <= high)
         following = torch.where(inside, newton, (low + high) / 2)
         done = ((following - x).abs() <= 4e-16 * x.abs().clamp_min(1e-300)) | (value == 0)
         x = torch.where(value == 0, x, following)

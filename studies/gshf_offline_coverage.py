@@ -125,7 +125,7 @@ def tuning(settings: Settings) -> dict[str, list[Simulation]]:
 
 
 def cells(settings: Settings, tuned: dict[str, Any]) -> Sequence[Simulation | Task]:
-    sizes = (30, 300) if settings.smoke else (30, 100, 300, 1000, 3000, 10000)
+    sizes = (30, 100, 1000) if settings.smoke else (30, 100, 300, 1000, 3000, 10000)
     coverages = ("good", "poor") if settings.smoke else tuple(SKEWS)
     grid = []
     for coverage in coverages:
@@ -264,5 +264,5 @@ study = Study(
     plot=plot,
     tuning=tuning,
     replicates=128,
-    smoke_replicates=8,
+    smoke_replicates=16,
 )

@@ -15,6 +15,10 @@ ridge is a little pessimistic already.
 1, means clipped to [0, 1], arms without data imputed at .5. Unregularised regret of the KL tilt ref exp(r / beta) / Z,
 of the chi-squared tilt (chi-PO's mixed divergence chi^2 + KL, weight beta), and of the largest lower confidence bound
 (radius c), over 8 strengths each; in panel (d) each strength is tuned per n on other seeds.
+
+Found (300 replicates): pessimism helps greedy as it was (ridge .1) under the skewed reference, but a greedy estimate
+with a tuned ridge of 1 beats tuned KL-PCB: shrinking towards the least reward is pessimism too, and here the better
+one. The lower confidence bound never errs once its radius is 2 or more, because the good arm is always seen.
 """
 
 from __future__ import annotations
@@ -243,7 +247,7 @@ CLAIMS = (
         0.1,
         sense="at most",
         x="samples",
-        window=(300, 10_000),
+        window=(300, 3000),  # beyond, every arm is told apart and the regret vanishes exponentially
     ),
 )
 

@@ -15,6 +15,11 @@ our own earlier runs (10 seeds); in the "tuned" one every rule has its ridge fro
 radius |theta*| = 1 would halve the early regret; the ridge alone regularises here, as in those runs.
 
 What differs: the theorems' radii (here .5) and the bonus's truncation at 1; refits when the data have grown by 5 %.
+
+Found (64 replicates): slopes of -1 throughout; greed costs nothing against optimism. Self-play is a catastrophe at
+kl_coef .2 with the small ridge (regret 595 against 73): it stops asking about the arms that it wrongly despises; a
+ridge tuned for it leaves 1.3 times the regret. That greedy beats uniform data, as the paper's plot is said to show,
+does not come out beyond doubt: in five dimensions with |theta*| = 1 uniform duels are nearly as good (2 to 10 %).
 """
 
 from __future__ import annotations
@@ -168,9 +173,14 @@ def plot(frame: pd.DataFrame) -> Figure:
         for ax, kl_coef in zip(line, KL_COEFS, strict=True):
             shown = {**where, "kl_coef": kl_coef}
             order = list(PLAYED[where["feedback"]])
-            plotting.curves(
+            drawn = plotting.curves(
                 ax, frame, "cumulative_suboptimality", "rule", where=shown, order=order, looks=looks, legend=False
             )
+            ends = {rule: float(interval.estimate[-1]) for rule, interval in drawn.items()}
+            worst, roof = max(ends, key=lambda rule: ends[rule]), 3 * min(ends.values())
+            if ends[worst] > roof:  # one runaway would flatten the others
+                ax.set_ylim(0, roof)
+                ax.annotate(f"{worst}: {ends[worst]:.0f} at the end", (0.05, 0.9), xycoords="axes fraction", fontsize=7)
             ax.set_xscale("log")
             ax.set_xlim(left=10)
             ax.set_title(f"{title}, kl_coef = {kl_coef:g}")

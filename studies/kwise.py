@@ -112,7 +112,7 @@ def cells(settings: Settings, tuned: dict[str, Any]) -> Sequence[Simulation | Ta
             seed=settings.seed,
         )
         for k in (4, 9)
-        for n in ((50, 200) if settings.smoke else (10, 50, 100, 200, 300, 500, 1000))
+        for n in ((50, 200, 500, 1000) if settings.smoke else (10, 50, 100, 200, 300, 500, 1000))
         for estimator in ("MLE_K", "MLE_2")
     ]
 

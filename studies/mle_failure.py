@@ -92,7 +92,7 @@ def cells(settings: Settings, tuned: dict[str, Any]) -> Sequence[Simulation | Ta
     del tuned
     problem = Problem(plane_world(), BradleyTerry(), kl_coef=1.0)
     first = np.asarray(plane_world().features)[0, 0]
-    sizes = (10, 50, 200) if settings.smoke else (10, 20, 50, 100, 200, 500, 1000, 2000)
+    sizes = (10, 100, 500, 2000) if settings.smoke else (10, 20, 50, 100, 200, 500, 1000, 2000)
     grid = []
     for n in sizes:
         theory = PessimisticMLE(radius=radius(n, curvature(LARGEST_NORM * BALL)), ball=BALL)
@@ -207,5 +207,5 @@ study = Study(
     claims=claims,
     plot=plot,
     replicates=1000,
-    smoke_replicates=50,
+    smoke_replicates=200,
 )

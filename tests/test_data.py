@@ -219,7 +219,7 @@ def test_fresh_contexts_keep_every_duel_with_its_own_features():
 # ----------------------------------------------------------------------------------------------------- users' frames
 
 
-def setting(pool, feedback="preference") -> Any:
+def setting(pool, feedback: Any = "preference") -> Any:
     return Setting(R, 5, B, A, D, 1.0, (0.0, 1.0), pool, Reference(), feedback, 2)
 
 
@@ -259,6 +259,10 @@ BAD_FRAMES = {
     "no probability": (frame(preferred=[0, 1.2, 0]), "preferred must be a probability in [0, 1], row 'v' has 1.2"),
     "nan label": (frame(preferred=[0, np.nan, 0]), "preferred must be a probability in [0, 1], row 'v' has nan"),
     "missing label": (frame(preferred=[0, 1, pd.NA]), "preferred must be a probability in [0, 1], row 'w' has <NA>"),
+    "missing integer": (
+        frame(preferred=pd.array([0, None, 1], dtype="Int64")),
+        "preferred must be a probability in [0, 1], row 'v' has <NA>",
+    ),
     "text label": (frame(preferred=["yes", 1, 0]), "preferred must be a probability in [0, 1], row 'u' has 'yes'"),
     "missing column": (frame().drop(columns="second"), "columns ['second'] are missing; there are ['context', 'first'"),
     "no rows": (frame().iloc[:0], "the frame has no rows"),
@@ -270,7 +274,7 @@ BAD_FRAMES = {
 def test_a_bad_frame_is_refused_by_column_and_row(name):
     given, message = BAD_FRAMES[name]
     pool = pool_of(np.random.default_rng(9), ragged=True)
-    with pytest.raises(ValueError, match="^offline: ") as error:
+    with pytest.raises(ValueError, match=r"^offline: ") as error:
         frame_batch(given, pool, setting(pool))
     assert message in str(error.value)
 
@@ -284,7 +288,7 @@ def test_a_frame_needs_a_finite_world_and_duels_or_rewards():
     infinite = pd.DataFrame({"context": [1], "action": [0], "reward": [np.inf]})
     with pytest.raises(ValueError, match="reward must be finite, row 0 has inf"):
         frame_batch(infinite, pool, setting(pool, "reward"))
-    with pytest.raises(ValueError, match="size: .* got 0"):
+    with pytest.raises(ValueError, match=r"size: .* got 0"):
         Logged(Reference(), 0)
 
 

@@ -71,8 +71,22 @@ def test_rounds_may_be_visited_in_any_order_and_twice():
     for t in np.random.default_rng(0).permutation(T)[:80]:
         now = shuffled.at(int(t))
         assert torch.equal(now.uniform("player0", 4), expected[t])
-        now.normal("player0", 4), now.uniform("player1", 4), shuffled.at(int(t) + 300).uniform("player0", 4)
+        for other in (
+            now.normal("player0", 4),
+            now.uniform("player1", 4),
+            shuffled.at(int(t) + 300).uniform("player0", 4),
+        ):
+            assert not torch.equal(other, expected[t])
         assert torch.equal(now.uniform("player0", 4), expected[t])
+
+
+def test_two_shapes_of_one_purpose_do_not_get_into_each_others_way():
+    draws = Draws(1, 2)
+    now = draws.at(3)
+    assert now.uniform("noise", 4).shape == (2, 4)
+    assert now.uniform("noise", 4, 3).shape == (2, 4, 3)
+    assert now.normal("noise", 4).shape == (2, 4)
+    assert torch.equal(now.uniform("noise", 4), Draws(1, 2).at(3).uniform("noise", 4))
 
 
 def series(seed=0, replicate=0, stream="", purpose="a", law="uniform", start=0):

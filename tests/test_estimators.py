@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,8 @@ def rankings(rng, replicates=R, n=N, k=K):
     return tensor(np.take_along_axis(phi, np.argsort(-utility, axis=-1)[..., None], axis=2))
 
 
-def logistic_nll(theta, z, wins, count, ridge):
+def logistic_nll(theta, data, ridge):
+    z, wins, count = data
     m = z @ theta
     return float((count * np.logaddexp(0, m) - wins * m).sum() + ridge / 2 * theta @ theta)
 
@@ -65,10 +67,10 @@ def peer_minimum(nll, ball=None):
     return optimize.minimize(nll, np.zeros(D), method="SLSQP", constraints=constraints, options={"ftol": 1e-16}).x
 
 
-CASES = {
+CASES: dict[str, Any] = {
     "logistic": lambda data, ridge: (
         lambda start: logistic_mle(*data, ridge=ridge, start=start),
-        lambda theta, r: logistic_nll(theta, *(x[r].numpy() for x in data), ridge),
+        lambda theta, r: logistic_nll(theta, [x[r].numpy() for x in data], ridge),
     ),
     "plackett_luce": lambda data, ridge: (
         lambda start: plackett_luce_mle(data, ridge=ridge, start=start),
@@ -115,12 +117,12 @@ def test_the_logistic_mle_agrees_with_scipy(ridge, ball):
     assert fit.converged.all()
     assert (fit.residual <= 1e-9 * count.sum(-1)).all()
     arrays = [x.numpy() for x in (z, wins, count)]
-    peers = [peer_minimum(lambda t, r=r: logistic_nll(t, *(x[r] for x in arrays), ridge), ball) for r in range(R)]
+    peers = [peer_minimum(lambda t, r=r: logistic_nll(t, [x[r] for x in arrays], ridge), ball) for r in range(R)]
     np.testing.assert_allclose(fit.theta, peers, atol=2e-6)  # SLSQP with numerical gradients
     for r in range(R):
-        assert logistic_nll(fit.theta[r].numpy(), *(x[r] for x in arrays), ridge) <= 1e-12 + logistic_nll(
-            peers[r] * min(1, (ball or np.inf) / np.linalg.norm(peers[r])), *(x[r] for x in arrays), ridge
-        )
+        feasible = peers[r] * min(1, (ball or np.inf) / np.linalg.norm(peers[r]))
+        one = [x[r] for x in arrays]
+        assert logistic_nll(fit.theta[r].numpy(), one, ridge) <= logistic_nll(feasible, one, ridge) + 1e-12
 
 
 def test_a_ball_binds_where_the_free_estimate_lies_outside():
@@ -307,7 +309,16 @@ def test_curvature_is_the_smallest_slope_of_sigma():
         assert curvature(gap) == pytest.approx((s * (1 - s)).min(), rel=1e-12)
 
 
-def setting(feedback="preference", pool=None, *, replicates=R, n_actions=6, dim=D, n_select=2, reward_range=(-1, 2.0)):
+def setting(
+    feedback: Any = "preference",
+    pool=None,
+    *,
+    replicates=R,
+    n_actions=6,
+    dim: int | None = D,
+    n_select=2,
+    reward_range=(-1, 2.0),
+):
     return Setting(
         replicates=replicates,
         rounds=10,
@@ -451,5 +462,5 @@ def test_the_ensemble_covariance_is_that_of_weighted_fits():
 def test_a_reward_model_refuses_what_it_cannot_learn_from():
     with pytest.raises(ValueError, match="no features"):
         RewardModel(setting(dim=None), ridge=0.1)
-    with pytest.raises(ValueError, match="oracle: .* not full feedback"):
+    with pytest.raises(ValueError, match=r"oracle: .* not full feedback"):
         RewardModel(setting("full"), ridge=0.1)

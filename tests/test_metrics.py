@@ -32,6 +32,10 @@ def run(problem: Any, algorithm: Any, **options: Any) -> Any:
     return simulate(problem, algorithm, **options)
 
 
+def measure(name: str, snapshot: Any) -> Any:
+    return METRICS[name].function(snapshot)
+
+
 def snapshots(problem: Problem, algorithm: Any, **options: Any) -> list[Any]:
     """What the metrics of every round saw."""
     seen: list[Any] = []
@@ -131,12 +135,12 @@ def by_hand(snapshot: Any, r: int) -> dict[str, float]:
 
 
 def test_metrics_of_a_policy_by_hand():
-    """Rewards of absent actions are not zero here: whoever looks at them shows."""
+    """In a world where every context lacks an action, the first, the last or one between."""
     seen = snapshots(Problem(RAGGED, BradleyTerry(), KL_COEF), algorithms.create("greedy"), rounds=3, batch_size=B)
     for snapshot in (seen[0], seen[-1]):
         for r in range(R):
             for name, expected in by_hand(snapshot, r).items():
-                measured = float(METRICS[name].function(snapshot)[r])
+                measured = float(measure(name, snapshot)[r])
                 assert measured == pytest.approx(expected, rel=1e-11, abs=1e-13), name
 
 
@@ -151,8 +155,8 @@ def test_reward_regret_of_the_actions_played():
                     best = max(rewards[r, x, a] for a in range(A) if REFERENCE[x, a] > 0)
                     assert len(actions) == k
                     lost.append(np.mean([float(best - rewards[r, x, a]) for a in actions]))
-                assert float(metrics.reward_regret(snapshot)[r]) == pytest.approx(np.mean(lost), rel=1e-12)
-        assert metrics.reward_regret(seen[-1]) is None
+                assert float(measure("reward_regret", snapshot)[r]) == pytest.approx(np.mean(lost), rel=1e-12)
+        assert measure("reward_regret", seen[-1]) is None
 
 
 def test_reward_regret_with_fresh_contexts():
@@ -162,7 +166,7 @@ def test_reward_regret_with_fresh_contexts():
     rewards = torch.einsum("rbad,rd->rba", snapshot.contexts.features, snapshot.instance.theta)
     for r in range(R):
         lost = [float(rewards[r, b].max() - rewards[r, b, a]) for b in range(B) for a in snapshot.actions[r, b]]
-        assert float(metrics.reward_regret(snapshot)[r]) == pytest.approx(np.mean(lost), rel=1e-12)
+        assert float(measure("reward_regret", snapshot)[r]) == pytest.approx(np.mean(lost), rel=1e-12)
 
 
 def test_ties_of_the_most_probable_action_go_to_the_first_within_rounding():
@@ -171,7 +175,7 @@ def test_ties_of_the_most_probable_action_go_to_the_first_within_rounding():
     algorithm, problem = algorithms.create("uniform"), Problem(world, BradleyTerry(), 1.0)
     snapshot = snapshots(problem, algorithm, rounds=1)[0]
     snapshot.__dict__["log_probs"] = table.expand(R, -1, -1)
-    assert metrics.argmax_regret(snapshot).tolist() == [1.0] * R
+    assert measure("argmax_regret", snapshot).tolist() == [1.0] * R
 
 
 def test_small_gaps_are_not_lost_in_large_rewards():
@@ -179,7 +183,7 @@ def test_small_gaps_are_not_lost_in_large_rewards():
     world = TableWorld(np.log(np.full((1, 2), 0.5)), [[1e8, 1e8 + 2]])
     snapshot = snapshots(Problem(world, BradleyTerry(), 1.0), algorithms.create("uniform"), rounds=1)[0]
     snapshot.__dict__["log_probs"] = torch.tensor([[[1e-12, 1 - 1e-12]]]).double().log().expand(R, -1, -1)
-    assert metrics.policy_reward_regret(snapshot)[0] == pytest.approx(2e-12, rel=1e-6)
+    assert measure("policy_reward_regret", snapshot)[0] == pytest.approx(2e-12, rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------- metrics of the data
@@ -200,7 +204,7 @@ def test_estimation_error_is_the_mean_over_everything_learnt_from(oracle, offlin
 
     logged = Logged(Reference(), offline) if offline else None
     seen = snapshots(Problem(WORLD, oracle, KL_COEF), Spy(refit_growth=0.0), rounds=2, batch_size=B, offline=logged)
-    assert (metrics.estimation_error(seen[0]) is None) == (offline == 0)
+    assert (measure("estimation_error", seen[0]) is None) == (offline == 0)
     last = seen[-1]
     for r in range(R):
         squares = []
@@ -211,7 +215,7 @@ def test_estimation_error_is_the_mean_over_everything_learnt_from(oracle, offlin
                 zs = [batch[0]] if k == 1 else [batch[i] - batch[j] for i in range(k) for j in range(i)]
                 squares += [float(away @ z) ** 2 for z in zs]
         expected = np.sqrt(np.mean(squares))
-        assert float(metrics.estimation_error(last)[r]) == pytest.approx(expected, rel=1e-10)
+        assert float(measure("estimation_error", last)[r]) == pytest.approx(expected, rel=1e-10)
 
 
 def test_informative_pairs_count_duels_of_two_different_actions():
@@ -294,17 +298,17 @@ def test_a_users_own_metric_and_its_sum():
 
 
 def test_defaults_leave_the_sum_of_gaps_to_finite_worlds():
-    finite = metrics.defaults(WORLD.instance(1, Draws(0, 1)))
-    fresh = metrics.defaults(LinearWorld(None, A, D, n_evaluation=8).instance(1, Draws(0, 1)))
+    instances: list[Any] = [w.instance(1, Draws(0, 1)) for w in (WORLD, LinearWorld(None, A, D, n_evaluation=8))]
+    finite, fresh = (metrics.defaults(instance) for instance in instances)
     assert [*fresh, "cumulative_suboptimality"] == finite
     assert fresh == ["suboptimality", "reward_regret", "cumulative_reward_regret", "kl_to_ref"]
 
 
-def test_a_policy_without_the_optimal_arm_has_an_infinite_divergence_from_nothing():
-    """A deterministic policy is finite suboptimal; the reverse divergence would be infinite."""
+def test_a_deterministic_policy_has_a_finite_gap():
+    """KL(pi || pi*), not its reverse, which would be infinite."""
     seen = snapshots(Problem(WORLD, BradleyTerry(), KL_COEF), algorithms.create("uniform"), rounds=1)
     snapshot = seen[0]
     snapshot.__dict__["log_probs"] = Tabular(torch.eye(A)[torch.arange(X) % A].double().log()).table.expand(R, -1, -1)
     optimum = snapshot.optimum[:, torch.arange(X), torch.arange(X) % A]
     expected = -KL_COEF * optimum.mean(-1)
-    torch.testing.assert_close(metrics.suboptimality(snapshot), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(measure("suboptimality", snapshot), expected, rtol=1e-12, atol=0)

@@ -21,7 +21,7 @@ LOSSES: dict[str, Any] = {"dpo": dpo, "inpo": partial(inpo, step_size=0.7)}
 
 
 def winners(log_probs, label, kl_coef):
-    """Maximum likelihood of the winner: not a function of the gap, and linear, so that all comes from the chain rule."""
+    """Maximum likelihood of the winner: no function of the gap, and linear, so that all comes from the chain rule."""
     del kl_coef
     return -label * log_probs.now[..., 0] - (1 - label) * log_probs.now[..., 1]
 

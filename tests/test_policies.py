@@ -365,9 +365,10 @@ def test_reference_uniform_tabular_and_mixture_policies():
     rng = np.random.default_rng(9)
     pool, drawn, fresh = worlds(rng)
     table = reference(rng, R, X, A)
-    mixed = Mixture((Tabular(table), Uniform()), (0.25, 0.75))
+    mixed, index = Mixture((Tabular(table), Uniform()), (0.25, 0.75)), drawn.index
+    assert index is not None
     for r, b in np.ndindex(R, B):
-        x = int(drawn.rows(pool.index)[r, b])  # which context of the pool
+        x = int(index[r, b])
         ref = pool.ref_log_probs[r, x]
         assert torch.equal(Reference().log_probs(drawn)[r, b], ref)
         assert torch.equal(Tabular(table).log_probs(drawn)[r, b], table[r, x])
@@ -407,13 +408,13 @@ def test_given_actions_and_samples_follow_the_rows():
 
 def test_policies_of_chunks_of_replicates_join():
     rng = np.random.default_rng(11)
-    pool, drawn, _ = worlds(rng)
+    _, drawn, _ = worlds(rng)
     theta, table = tensor(rng.normal(size=(R, D))), reference(rng, R, X, A)
     inverse = torch.eye(D, dtype=torch.float64).repeat(R, 1, 1)
     elliptical = Elliptical(theta, inverse, tensor([1.0, 2.0, 3.0]), 0.3)
 
     def some(policy, rows):
-        parts = {"table": table, "theta": theta, "inverse": inverse}
+        parts = {"table": table, "theta": theta}
         if isinstance(policy, Elliptical):
             return Elliptical(theta[rows], inverse[rows], policy.radius[rows], 0.3)
         if isinstance(policy, Mixture):

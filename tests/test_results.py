@@ -19,12 +19,11 @@ from simbandit.worlds import LinearWorld
 
 R, X, A, D = 3, 4, 5, 2
 WORLD = LinearWorld(X, A, D)
-PROBLEM = Problem(WORLD, BradleyTerry(), 0.6)
 
 
 def results(name: str = "greedy", world: Any = WORLD, **options: Any) -> Any:
-    problem = Problem(world, BradleyTerry(), 0.6)
-    return simulate(problem, algorithms.create(name), **({"rounds": 4, "replicates": R} | options))
+    chosen: dict[str, Any] = {"rounds": 4, "replicates": R} | options
+    return simulate(Problem(world, BradleyTerry(), 0.6), algorithms.create(name), **chosen)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("greedy", Tabular), ("online_dpo", LogLinear)])
@@ -101,5 +100,6 @@ def test_final_is_the_last_row_of_every_replicate():
 
 def test_frames_are_copies():
     run = results()
-    run.frame()["value"] = 0.0
+    frame = run.frame()
+    frame["value"] = 0.0
     assert (run.frame()["value"] != 0).any()

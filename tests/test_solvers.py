@@ -1,5 +1,7 @@
 """Batched minimisers and roots against SciPy and against their optimality conditions."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -169,13 +171,14 @@ def test_a_full_newton_step_that_overshoots_is_halved():
 
 def test_lbfgs_agrees_with_newton():
     z, y = logistic(np.random.default_rng(5))
+    z = z * tensor([0.1, 0.5, 2.0, 8.0])  # curvatures that differ by thousands
     start = torch.zeros(R, D, dtype=torch.float64)
     newton = minimise(logistic_local(z, y), start, tolerance=1e-10)
     lbfgs = minimise_lbfgs(logistic_value(z, y), start, tolerance=1e-9)
     assert lbfgs.converged.all()
     assert lbfgs.residual.max() <= 1e-9
     torch.testing.assert_close(lbfgs.argmin, newton.argmin, atol=1e-8, rtol=0.0)  # residual / smallest curvature .1
-    assert 5 < lbfgs.iterations.max() < 60  # superlinear; steepest descent needs hundreds
+    assert lbfgs.iterations.max() < 60  # as SciPy's; steepest descent, or a wrong sign in the recursion, needs more
     for r in (0, R - 1):
         alone = minimise_lbfgs(logistic_value(z[r : r + 1], y[r : r + 1]), start[:1], tolerance=1e-9)
         torch.testing.assert_close(alone.argmin[0], lbfgs.argmin[r], atol=1e-12, rtol=1e-12)
@@ -252,6 +255,13 @@ FUNCTIONS = {
 def test_the_root_of_an_increasing_function(name):
     function, derivative = FUNCTIONS[name]
     low, high = tensor([-3.0, -3.0]), tensor([2.0, 7.0])
-    root = increasing_root(lambda x: (function(x), derivative(x)), low, high)
-    peer = optimize.brentq(lambda x: float(function(torch.tensor(x, dtype=torch.float64))), -3, 7, xtol=1e-15)
+    calls = []
+
+    def value_and_derivative(x):
+        calls.append(x)
+        return function(x), derivative(x)
+
+    root = increasing_root(value_and_derivative, low, high)
+    assert len(calls) <= (9 if name in ("cubic", "at the lower end") else 53)  # Newton; bisection alone needs 53
+    peer: Any = optimize.brentq(lambda x: float(function(torch.tensor(x, dtype=torch.float64))), -3, 7, xtol=1e-15)
     np.testing.assert_allclose(root, [peer, peer], rtol=1e-13)

@@ -78,7 +78,7 @@ def test_a_small_run_is_judged_and_drawn(name, replicates):
 
 def test_the_fixed_design_plays_the_theorems_duels():
     study = find("mle_failure")
-    cell = next(c for c in study.cells(study.settings(replicates=3, smoke=True), {}) if c.labels["n"] == 50)
+    cell = next(c for c in study.cells(study.settings(replicates=3, smoke=True), {}) if c.labels["n"] == 100)
     assert isinstance(cell, Simulation)
     logged = cell.offline
     draws = Draws(0, 3)
@@ -86,7 +86,7 @@ def test_the_fixed_design_plays_the_theorems_duels():
     contexts = instance.contexts(draws.at(0), logged.size)
     uniforms = draws.at(0).uniform("player0", logged.size)
     first, second = (player.sample(contexts, uniforms) for player in (logged.policy, logged.second))
-    assert logged.size == 50
+    assert logged.size == 100
     assert (first[:, :-1] == 0).all()
     assert (second[:, :-1] == 1).all()
     assert (first[:, -1] == 1).all()

@@ -7,6 +7,18 @@ import difflib
 from typing import Any
 
 from simbandit.algorithms.direct import Direct, loss_parameters
+from simbandit.algorithms.games import (
+    BestResponse,
+    Comal,
+    ExtraGradient,
+    MagneticDescent,
+    MirrorDescent,
+    MirrorProx,
+    MultiplicativeWeights,
+    NashEMA,
+    NashMD,
+    OptimisticWeights,
+)
 from simbandit.algorithms.gshf import GSHF
 from simbandit.algorithms.offline import KLPCB, RSO, GSHFOffline, PessimisticMLE
 from simbandit.algorithms.online import KLUCB, Greedy, TwoStage, Uniform
@@ -25,6 +37,16 @@ REGISTRY: dict[str, Algorithm] = {
     "rso": RSO(steps=4),
     "online_dpo": Direct(loss="dpo"),
     "inpo": Direct(loss="inpo", data="fresh", anchor="mirror", loss_parameters=(("step_size", 1.0),)),
+    "mirror_descent": MirrorDescent(),
+    "mwu": MultiplicativeWeights(),
+    "omwu": OptimisticWeights(),
+    "nash_md": NashMD(),
+    "nash_ema": NashEMA(),
+    "egpo": ExtraGradient(),
+    "nash_mp": MirrorProx(),
+    "mpo": MagneticDescent(),
+    "comal": Comal(),
+    "best_response": BestResponse(damping=0.5),
 }
 
 

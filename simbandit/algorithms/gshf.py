@@ -50,7 +50,7 @@ class GSHF:
     then m duels with a1 ~ pi1, a2 ~ pi2. Guarantee (Theorem 1): for ||phi|| <= 1, ||theta*|| <= B, Bradley-Terry labels
     and m = O~(d / eps^2), some round t0 <= O~(d) has J(pi*) - J(pi1_t0) + kl_coef E KL(pi* || pi1_t0) <~ eps.
 
-    enhancer: "kl_ball" as above; "pointwise": argmax_a ||phi(x, a) - phi(x, pi1)||_{Sigma^-1}, free of the KL constraint
+    enhancer: "kl_ball" as above; "pointwise": argmax_a ||phi(x, a) - phi(x, pi1)||_{Sigma^-1}, without the KL ball
         (the guide's sketch); "best_worst_of_n": the best and the worst of `n` draws of pi1 by the own MLE (what RLHF
         Workflow runs); "self": a2 ~ pi1; "reference": a2 ~ pi_ref (the hybrid variant).
     uncertainty: "ellipse", or "ensemble": Sigma^-1 becomes the covariance of `members` bootstrap fits (exponential

@@ -53,7 +53,7 @@ class GSHFOffline:
     Objective: J(pi) = E[r] - kl_coef KL(pi || pi_ref), from duels alone. theta = ball-constrained MLE, Sigma = ridge I
     + sum z z', nu = E_{x, a ~ pi_ref} phi (a reference vector: duels identify reward differences only). Output
 
-        option "policy" (I):     argmax_pi E_pi <theta, phi> - radius ||E_pi phi - nu||_{Sigma^-1} - kl_coef KL(pi || pi_ref)
+        option "policy" (I): argmax <theta, E_pi phi> - radius ||E_pi phi - nu||_{Sigma^-1} - kl_coef KL(pi || pi_ref)
         option "pointwise" (II): Gibbs policy of <theta, phi(x, a)> - radius ||phi(x, a) - nu||_{Sigma^-1}
 
     Source: 2312.11456, section 4 (Options I and II); the authors' guide, Theorem 1, for Option II:

@@ -36,7 +36,7 @@ class BradleyTerry:
     def __post_init__(self) -> None:
         if self.labels not in ("hard", "soft"):
             raise ValueError(f"labels: must be 'hard' or 'soft', got {self.labels!r}")
-        _check_temperature(self.temperature)
+        check_temperature(self.temperature)
         if not 0 <= self.flip_rate <= 1:
             raise ValueError(f"flip_rate: must be in [0, 1], got {self.flip_rate}")
 
@@ -49,13 +49,13 @@ class BradleyTerry:
         return 2
 
     def bind(self, instance: Any) -> BoundBradleyTerry:
-        return BoundBradleyTerry(self, _with_rewards(self, instance))
+        return BoundBradleyTerry(self, with_rewards(self, instance))
 
     def prob(self, contexts: Contexts, first: Tensor, second: Tensor) -> Tensor:
-        raise _unbound(self)
+        raise unbound(self)
 
     def respond(self, contexts: Contexts, actions: Tensor, draws: Round) -> Tensor:
-        raise _unbound(self)
+        raise unbound(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +68,12 @@ class BoundBradleyTerry:
 
     def prob(self, contexts: Contexts, first: Tensor, second: Tensor) -> Tensor:
         """P(first > second), (R, B), of actions (R, B)."""
-        rewards = _rewards_of(self.instance, contexts, torch.stack([first, second], -1))
+        rewards = rewards_of(self.instance, contexts, torch.stack([first, second], -1))
         return self._link(rewards[..., 0] - rewards[..., 1])
 
     def respond(self, contexts: Contexts, actions: Tensor, draws: Round) -> Tensor:
         """Is the first of the actions (R, B, 2) preferred? (R, B): 0 or 1, or the probability if soft."""
-        _check_selected(self, actions)
+        check_selected(self, actions)
         prob = self.prob(contexts, actions[..., 0], actions[..., 1])
         if self.oracle.labels == "soft":
             return prob
@@ -107,7 +107,7 @@ class PlackettLuce:
     def __post_init__(self) -> None:
         if not isinstance(self.k, int) or self.k < 2:
             raise ValueError(f"k: must be an integer >= 2, got {self.k!r}")
-        _check_temperature(self.temperature)
+        check_temperature(self.temperature)
 
     @property
     def n_select(self) -> int:
@@ -118,13 +118,13 @@ class PlackettLuce:
         return "ranking"
 
     def bind(self, instance: Any) -> BoundPlackettLuce:
-        return BoundPlackettLuce(self, _with_rewards(self, instance))
+        return BoundPlackettLuce(self, with_rewards(self, instance))
 
     def prob(self, contexts: Contexts, ranked: Tensor) -> Tensor:
-        raise _unbound(self)
+        raise unbound(self)
 
     def respond(self, contexts: Contexts, actions: Tensor, draws: Round) -> Tensor:
-        raise _unbound(self)
+        raise unbound(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,15 +140,15 @@ class BoundPlackettLuce:
 
     def prob(self, contexts: Contexts, ranked: Tensor) -> Tensor:
         """Probability of this order, (R, B), of actions (R, B, k) listed best to worst."""
-        scores = _rewards_of(self.instance, contexts, ranked) / self.oracle.temperature
+        scores = rewards_of(self.instance, contexts, ranked) / self.oracle.temperature
         rest = scores.flip(-1).logcumsumexp(-1).flip(-1)
         return (scores - rest).sum(-1).exp()
 
     def respond(self, contexts: Contexts, actions: Tensor, draws: Round) -> Tensor:
         """The order, best to worst, of the actions (R, B, k), as positions 0 ... k - 1 among them: (R, B,
         k)."""
-        _check_selected(self, actions)
-        scores = _rewards_of(self.instance, contexts, actions) / self.oracle.temperature
+        check_selected(self, actions)
+        scores = rewards_of(self.instance, contexts, actions) / self.oracle.temperature
         uniforms = draws.uniform("annotator", *scores.shape[1:])
         gumbel = -(-uniforms.log()).log()  # sorting by score + Gumbel noise is exact Plackett-Luce sampling
         return torch.sort(scores + gumbel, dim=-1, descending=True, stable=True).indices
@@ -184,13 +184,13 @@ class NoisyReward:
         return 1
 
     def bind(self, instance: Any) -> BoundNoisyReward:
-        return BoundNoisyReward(self, _with_rewards(self, instance))
+        return BoundNoisyReward(self, with_rewards(self, instance))
 
     def mean(self, contexts: Contexts, actions: Tensor | None = None) -> Tensor:
-        raise _unbound(self)
+        raise unbound(self)
 
     def respond(self, contexts: Contexts, actions: Tensor, draws: Round) -> Tensor:
-        raise _unbound(self)
+        raise unbound(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,68 +203,13 @@ class BoundNoisyReward:
 
     def mean(self, contexts: Contexts, actions: Tensor | None = None) -> Tensor:
         """Expected reward: (R, B, k) of the actions (R, B, k), or (R, B, A) of all (0 where absent)."""
-        return self.instance.rewards(contexts) if actions is None else _rewards_of(self.instance, contexts, actions)
+        return self.instance.rewards(contexts) if actions is None else rewards_of(self.instance, contexts, actions)
 
     def respond(self, contexts: Contexts, actions: Tensor, draws: Round) -> Tensor:
         """Noisy reward, (R, B), of the action (R, B, 1)."""
-        _check_selected(self, actions)
+        check_selected(self, actions)
         mean = self.mean(contexts, actions)[..., 0]
         return mean + self.oracle.noise_std * draws.normal("noise", mean.shape[1])
-
-
-@dataclass(frozen=True)
-class FullInformation:
-    """Exact (population) feedback: answers a policy instead of sampled actions.
-
-    Bound, `respond` takes log-probabilities (R, X, A) and returns, for every action, its win probability
-    against that policy (`oracle` has a `win_table`) or its expected reward (`oracle` has a `mean`).
-    """
-
-    oracle: Oracle
-
-    @property
-    def feedback(self) -> Feedback:
-        return "full"
-
-    @property
-    def n_select(self) -> int:
-        return 0
-
-    def bind(self, instance: Any) -> BoundFullInformation:
-        bound = self.oracle.bind(instance)
-        if not (hasattr(bound, "win_table") or hasattr(bound, "mean")):
-            name = type(self.oracle).__name__
-            raise ValueError(f"oracle: FullInformation needs win probabilities or mean rewards, {name} gives neither")
-        return BoundFullInformation(bound)
-
-    def respond(self, contexts: Contexts, log_probs: Tensor, draws: Round) -> Tensor:
-        raise _unbound(self)
-
-
-@dataclass(frozen=True, eq=False)
-class BoundFullInformation:
-    oracle: Any
-
-    feedback: ClassVar[Feedback] = "full"
-    n_select: ClassVar[int] = 0
-
-    def win_table(self, contexts: Contexts) -> Tensor:
-        """P(a > b | x), (R, X, A, A), of a preference oracle; 1/2 where either action is absent."""
-        return self.oracle.win_table(contexts)
-
-    def win_rates(self, contexts: Contexts, log_probs: Tensor) -> Tensor:
-        """P q: win probabilities against a policy (R, X, A), for every action: (R, X, A)."""
-        own = getattr(self.oracle, "win_rates", None)
-        return _against(self.win_table(contexts), log_probs) if own is None else own(contexts, log_probs)
-
-    def respond(self, contexts: Contexts, log_probs: Tensor, draws: Round) -> Tensor:
-        """Win probabilities P q against the policy q = exp(log_probs) (R, X, A), or expected rewards.
-
-        (R, X, A). Entries of absent actions are defined (1/2, or 0) and mean nothing.
-        """
-        if hasattr(self.oracle, "win_table"):
-            return self.win_rates(contexts, log_probs)
-        return self.oracle.mean(contexts)
 
 
 def _win_table(rewards: Tensor, ref_log_probs: Tensor, link: Callable[[Tensor], Tensor]) -> Tensor:
@@ -281,43 +226,9 @@ def _win_rates(instance: Any, contexts: Contexts, log_probs: Tensor, link: Calla
         rewards, ref = rewards[:1], ref[:1]
     size = max(1, TABLE_NUMBERS // (rewards.shape[0] * rewards.shape[-1] ** 2))
     parts = zip(rewards.split(size, 1), ref.split(size, 1), log_probs.split(size, 1), strict=True)
-    return torch.cat([_against(_win_table(r, p, link), q) for r, p, q in parts], 1)
+    return torch.cat([against(_win_table(r, p, link), q) for r, p, q in parts], 1)
 
 
-def _against(table: Tensor, log_probs: Tensor) -> Tensor:
-    """P q, (R, X, A), of tables (R or 1, X, A, A) and policies (R, X, A)."""
-    if len(table) == 1:
-        return torch.einsum("xab,rxb->rxa", table[0], log_probs.exp())
-    return torch.einsum("rxab,rxb->rxa", table, log_probs.exp())
-
-
-def _rewards_of(instance: Any, contexts: Contexts, actions: Tensor) -> Tensor:
-    """True rewards of the actions (R, B, k): (R, B, k). An instance may know a shorter way than all of
-    them."""
-    shortcut = getattr(instance, "rewards_of", None)
-    return instance.rewards(contexts).gather(-1, actions) if shortcut is None else shortcut(contexts, actions)
-
-
-def _with_rewards(oracle: Any, instance: Any) -> Any:
-    if not getattr(instance, "has_rewards", True):
-        raise ValueError(
-            f"oracle: {type(oracle).__name__} needs a world with rewards, and this one has none; "
-            "give `rewards=` to the world or use an oracle of general preferences"
-        )
-    return instance
-
-
-def _unbound(oracle: Any) -> RuntimeError:
-    name = type(oracle).__name__
-    return RuntimeError(f"{name} does not know the truth yet: use `simulate`, or `.bind(instance)` first")
-
-
-def _check_temperature(temperature: float) -> None:
+def check_temperature(temperature: float) -> None:
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature: must be finite and > 0, got {temperature}")
-
-
-def _check_selected(bound: Any, actions: Tensor) -> None:
-    if actions.shape[-1] != bound.n_select:
-        name = type(bound.oracle).__name__
-        raise ValueError(f"actions: {name} takes {bound.n_select} per context, got {actions.shape[-1]}")
