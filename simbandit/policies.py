@@ -292,6 +292,19 @@ class Mixture(Rows):
         return mixture([component.log_probs(contexts) for component in self.components], self.weights)
 
 
+@dataclass(frozen=True, eq=False)
+class Geometric(Rows):
+    """Geometric mixture: proportional to the product of pi_i^weight_i, weights > 0; no mass where a component has
+    none."""
+
+    components: tuple[Policy, ...]
+    weights: tuple[float, ...]
+
+    def rows(self, contexts: Contexts) -> Tensor:
+        parts = zip(self.weights, self.components, strict=True)
+        return normalise(sum(weight * component.log_probs(contexts) for weight, component in parts))
+
+
 def tabulate(policy: Policy, pool: Contexts | None) -> Policy:
     """The policy as a table where the world is finite (so that `select` only gathers), else the policy itself."""
     return policy if pool is None else Tabular(policy.log_probs(pool))

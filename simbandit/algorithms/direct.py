@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,20 +16,36 @@ from simbandit import losses
 from simbandit.algorithms.checks import check
 from simbandit.data import Duels
 from simbandit.draws import Round
-from simbandit.objective import DuelObjective, Loss
-from simbandit.policies import Uniform
+from simbandit.objective import DuelObjective
+from simbandit.policies import Geometric, Uniform
 from simbandit.types import Contexts, Feedback, Info, Policy, Setting
 
-Player = Literal["current", "reference", "uniform"]
+Player = Literal["current", "reference", "uniform", "mixture"]
 Data = Literal["all", "fresh"]
+Anchor = Literal["reference", "mirror", "last"]
+Labels = Literal["duel", "win_rate"]
 
 
 @dataclass
 class _State:
+    """policy plays; kept is what the losses call the last policy: the same one, but for optimistic rows."""
+
     setting: Setting
     policy: Policy
+    kept: Policy
     duels: Duels | None
     seen: list[tuple[Contexts, Tensor, Tensor]] = field(default_factory=list)
+
+
+class _Data(NamedTuple):
+    """Duels to fit: contexts (R, C); row (R, U), each duel's position among them; actions (R, U, 2); weight, label
+    (R, U)."""
+
+    contexts: Contexts
+    row: Tensor
+    actions: Tensor
+    weight: Tensor
+    label: Tensor
 
 
 @dataclass(frozen=True)
@@ -39,14 +55,21 @@ class Direct:
         pi_{t+1} = argmin_pi  sum over duels of loss(log pi, log pi_t, log pi_ref; label)
                               + proximal sum_x Var_a(log pi - anchor)        subject to the bound below
 
-    players: who draws the first and the second response: "current" (pi_t), "reference", "uniform".
+    players: who draws the first and the second response: "current" (pi_t), "reference", "uniform", or "mixture", the
+        geometric mixture of pi_t with weight 1 - reference_weight and the reference with reference_weight.
     loss: the name of a function in `losses`; loss_parameters: its own parameters, as sorted (name, value) pairs
-        (`create("inpo", step_size=.5)` fills them in).
+        (`create("inpo", step_size=.5)` fills them in). schedule: step_size is 2 / (kl_coef (t + 2)) instead, t = 0, 1,
+        ..., the schedule of the last-iterate theorems of INPO (2407.00617, Theorem 4) and Nash-MD.
     data: "all" duels so far, or "fresh" ones of this round (a loss that looks at pi_t must take fresh data).
-    anchor: where an action stays when no duel speaks of it: "reference", or "mirror" (the loss's own fixed point
-        pi_ref^(kl_coef s) pi_t^(1 - kl_coef s), for losses with a step_size s).
+    labels: "duel", as answered, or "win_rate": sigma(r_1 - r_2), r a response's share of this round's duels in its
+        context that it won, which estimates P(. beats pi_t) where both players are pi_t (DNO's labels).
+    anchor: where an action stays when no duel speaks of it: "reference", "last" (pi_t), or "mirror" (the fixed point
+        pi_ref^(kl_coef s) pi_t^(1 - kl_coef s) of `inpo`, s its step_size).
+    optimistic: a round's duels move the kept policy, and once more, from there, the policy that plays (ONPO).
     value_range: bound on kl_coef |log-ratio gap| (V_max; None: the width of the world's reward range). It makes the
-        argmin finite for a response that only ever lost. On log-linear policies it is the ball that implies it.
+        argmin finite for a response that only ever lost. "unbounded" suits regressions, whose argmin is finite anyway,
+        and the unregularised game, where kl_coef must play no part. On log-linear policies it is the ball that implies
+        it.
     proximal: weight of the variance term, which makes the argmin unique where no duel speaks.
 
     The fit is exact (Newton to 1e-9 per duel; `fit_residual` and `fit_iterations` are recorded) on tabular and
@@ -54,15 +77,19 @@ class Direct:
     actions of duels). Sums, not means, over the history.
     Deviations: bound and proximal term are not in the papers, whose argmin need not exist.
     Complexity: O(distinct pairs) per Newton step in a finite world. Raises ValueError for unknown losses or parameters,
-    and where no reward range is known and `value_range` is not given.
+    for choices that contradict each other, and where no reward range is known and `value_range` is not given.
     """
 
     loss: str = "dpo"
     players: tuple[Player, Player] = ("current", "current")
+    reference_weight: float | None = None
     data: Data = "all"
-    anchor: Literal["reference", "mirror"] = "reference"
+    labels: Labels = "duel"
+    anchor: Anchor = "reference"
+    optimistic: bool = False
     loss_parameters: tuple[tuple[str, float], ...] = ()
-    value_range: float | None = None
+    schedule: bool = False
+    value_range: float | Literal["unbounded"] | None = None
     proximal: float = 1e-6
 
     feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference",)
@@ -75,10 +102,20 @@ class Direct:
         given = [name for name, _ in self.loss_parameters]
         if sorted(given) != sorted(allowed):
             raise ValueError(f"loss_parameters: {self.loss} takes {allowed or 'none'}, got {given or 'none'}")
-        if self.anchor == "mirror" and "step_size" not in given:
-            raise ValueError(f"anchor: 'mirror' needs a loss with a step_size, {self.loss} has none; use 'reference'")
+        for choice, chosen in (("anchor", self.anchor == "mirror"), ("schedule", self.schedule)):
+            if chosen and "step_size" not in given:
+                value = repr(getattr(self, choice))
+                raise ValueError(f"{choice}: {value} needs a loss with a step_size, {self.loss} has none; leave it out")
         if self.data == "all" and "step_size" in given:
             raise ValueError(f"data: {self.loss} looks at the last policy and takes 'fresh' data, got 'all'")
+        for choice, chosen in (("labels", self.labels == "win_rate"), ("optimistic", self.optimistic)):
+            if chosen and self.data == "all":
+                value = repr(getattr(self, choice))
+                raise ValueError(f"{choice}: {value} speaks of this round's duels and takes 'fresh' data, got 'all'")
+        if ("mixture" in self.players) != (self.reference_weight is not None):
+            raise ValueError(f"reference_weight: given with a player 'mixture' and only then, got {self.players}")
+        if self.reference_weight is not None and self.reference_weight > 1:
+            raise ValueError(f"reference_weight: must lie in [0, 1], got {self.reference_weight}")
 
     @property
     def consistent(self) -> bool:
@@ -90,72 +127,98 @@ class Direct:
         duels = None
         if self.data == "all" and setting.contexts is not None:
             duels = Duels(setting.replicates, setting.contexts, None, setting.device)
-        return _State(setting, setting.policy, duels)
+        return _State(setting, setting.policy, setting.policy, duels)
 
     def select(self, state: _State, contexts: Contexts, draws: Round) -> Tensor:
-        who = {"current": state.policy, "reference": state.setting.policy, "uniform": Uniform()}
         uniforms = (draws.uniform(f"player{i}", contexts.shape[1]) for i in (0, 1))
-        return torch.stack([who[p].sample(contexts, u) for p, u in zip(self.players, uniforms, strict=True)], dim=-1)
+        players = (self._player(state, name) for name in self.players)
+        return torch.stack([p.sample(contexts, u) for p, u in zip(players, uniforms, strict=True)], dim=-1)
 
     def update(
         self, state: _State, contexts: Contexts, actions: Tensor, feedback: Tensor, draws: Round
     ) -> tuple[_State, Info]:
-        del draws
-        state.policy, fit = state.policy.fit(self._objective(state, contexts, actions, feedback))
-        return state, Info(fit_residual=fit.residual, fit_iterations=fit.iterations)
+        data = self._data(state, contexts, actions, feedback)
+        state.kept, fit = state.kept.fit(self._objective(state, data, draws.t))
+        state.policy, residual, iterations = state.kept, fit.residual, fit.iterations
+        if self.optimistic:
+            state.policy, ahead = state.kept.fit(self._objective(state, data, draws.t))
+            residual, iterations = torch.maximum(residual, ahead.residual), iterations + ahead.iterations
+        return state, Info(fit_residual=residual, fit_iterations=iterations)
 
     def policy(self, state: _State) -> Policy:
         return state.policy
 
-    def _objective(self, state: _State, contexts: Contexts, actions: Tensor, label: Tensor) -> DuelObjective:
-        """The sum over the chosen data, over the contexts that it speaks of (the pool, or the contexts seen)."""
-        setting, pool = state.setting, state.setting.contexts
+    def _player(self, state: _State, name: Player) -> Policy:
+        reference, weight = state.setting.policy, self.reference_weight
+        if name == "mixture" and weight is not None and 0 < weight < 1:
+            return Geometric((state.policy, reference), (1 - weight, weight))
+        if name == "reference" or (name == "mixture" and weight == 1):
+            return reference
+        return Uniform() if name == "uniform" else state.policy
+
+    def _data(self, state: _State, contexts: Contexts, actions: Tensor, label: Tensor) -> _Data:
+        """The chosen duels over the contexts that they speak of (the pool, or the contexts seen)."""
+        pool = state.setting.contexts
         if state.duels is not None:
             assert pool is not None
-            state.duels.add(contexts, actions, label)
             held = state.duels
-            row, pairs, weight = held.context, held.actions, held.count
-            label, over = held.wins / weight.clamp_min(1e-300), pool
+            held.add(contexts, actions, label)
+            return _Data(pool, held.context, held.actions, held.count, held.wins / held.count.clamp_min(1e-300))
+        if pool is None:
+            state.seen = [*(state.seen if self.data == "all" else []), (contexts, actions, label)]
+            over = _joined([c for c, _, _ in state.seen])
+            actions, label = (torch.cat([part[i] for part in state.seen], dim=1) for i in (1, 2))
+            row = torch.arange(actions.shape[1], device=actions.device).expand(actions.shape[:2])
         else:
-            if pool is None:
-                state.seen = [*(state.seen if self.data == "all" else []), (contexts, actions, label)]
-                over, pairs = (
-                    _joined([c for c, _, _ in state.seen]),
-                    torch.cat([a for _, a, _ in state.seen], dim=1),
-                )
-                label = torch.cat([y for _, _, y in state.seen], dim=1)
-                row = torch.arange(pairs.shape[1], device=pairs.device).expand(pairs.shape[:2])
-            else:
-                assert contexts.index is not None
-                over, row, pairs = pool, contexts.index, actions
-            weight = (pairs[..., 0] != pairs[..., 1]).to(torch.float64)
-        duelled = Contexts(index=row, pool=over)
-        span = _span(setting) if self.value_range is None else self.value_range
+            assert contexts.index is not None
+            over, row = pool, contexts.index
+        if self.labels == "win_rate":
+            label = _win_rate_labels(over, row, actions, label)
+        # A duel of a response with itself is constant in a pair loss, and counts in a pointwise one.
+        return _Data(over, row, actions, torch.ones_like(label), label)
+
+    def _objective(self, state: _State, data: _Data, t: int) -> DuelObjective:
+        """The sum over the data, `last` being the kept policy."""
+        setting, duelled = state.setting, Contexts(index=data.row, pool=data.contexts)
+        parameters = dict(self.loss_parameters)
+        if self.schedule:
+            parameters["step_size"] = 2 / (setting.kl_coef * (t + 2))
+        bound = math.inf
+        if self.value_range != "unbounded":
+            bound = (_span(setting) if self.value_range is None else self.value_range) / setting.kl_coef
         return DuelObjective(
-            contexts=over,
-            row=row,
-            actions=pairs,
-            weight=weight,
-            label=label,
-            last=state.policy.log_probs(duelled, pairs),
-            ref=setting.policy.log_probs(duelled, pairs),
-            loss=self._loss(),
+            contexts=data.contexts,
+            row=data.row,
+            actions=data.actions,
+            weight=data.weight,
+            label=data.label,
+            last=state.kept.log_probs(duelled, data.actions),
+            ref=setting.policy.log_probs(duelled, data.actions),
+            loss=partial(getattr(losses, self.loss), **parameters),
             kl_coef=setting.kl_coef,
-            anchored=self._anchor(setting, state.policy),
+            anchored=self._anchored(setting, state.kept, parameters),
             proximal=self.proximal,
-            bound=span / setting.kl_coef,
+            bound=bound,
         )
 
-    def _anchor(self, setting: Setting, last: Policy) -> Callable[[Contexts], Tensor]:
-        ref, kept = setting.policy, 0.0
+    def _anchored(self, setting: Setting, last: Policy, parameters: dict[str, float]) -> Callable[[Contexts], Tensor]:
+        ref, kept = setting.policy, float(self.anchor == "last")
         if self.anchor == "mirror":
-            kept = 1 - setting.kl_coef * dict(self.loss_parameters)["step_size"]
-        if kept == 0:
-            return ref.log_probs
+            kept = 1 - setting.kl_coef * parameters["step_size"]
+        if kept in (0.0, 1.0):
+            return (last if kept else ref).log_probs
         return lambda contexts: (1 - kept) * ref.log_probs(contexts) + kept * last.log_probs(contexts)
 
-    def _loss(self) -> Loss:
-        return partial(getattr(losses, self.loss), **dict(self.loss_parameters))
+
+def _win_rate_labels(over: Contexts, row: Tensor, actions: Tensor, label: Tensor) -> Tensor:
+    """sigma(r_1 - r_2), (R, U): r is a response's share of these duels in its context that it won, the duels with
+    itself (one win in two) among them."""
+    cell = (row[..., None] * over.n_actions + actions).flatten(1)
+    played = label.new_zeros(label.shape[0], over.shape[1] * over.n_actions)
+    won = played.scatter_add(1, cell, torch.stack([label, 1 - label], dim=-1).flatten(1))
+    rate = (won / played.scatter_add(1, cell, torch.ones_like(cell, dtype=label.dtype))).gather(1, cell)
+    rate = rate.view(actions.shape)
+    return torch.sigmoid(rate[..., 0] - rate[..., 1])
 
 
 def loss_parameters(name: str) -> list[str]:

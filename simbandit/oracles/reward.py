@@ -1,9 +1,4 @@
-"""Annotators: what answers when actions are shown, exactly (`prob`, `mean`) and sampled (`respond`).
-
-An oracle is a frozen description; `bind(instance)` gives it the truth. Responses use the round's "annotator"
-uniforms (or "noise" normals), so every algorithm meets the same annotator. A preference oracle is anything
-whose bound form has `win_table`; it need not come from rewards.
-"""
+"""Annotators that follow the world's rewards: Bradley-Terry, Thurstone, Plackett-Luce, noisy rewards."""
 
 from __future__ import annotations
 
@@ -15,9 +10,20 @@ import torch
 from torch import Tensor
 
 from simbandit.draws import Round
-from simbandit.types import Contexts, Feedback, Oracle
-
-TABLE_NUMBERS = 2**23  # a table of win probabilities (R, X, A, A) beyond 64 MB is taken in chunks of contexts
+from simbandit.oracles.asking import (
+    TABLE_NUMBERS,
+    BoundPreference,
+    Law,
+    PreferenceOracle,
+    Question,
+    against,
+    check_selected,
+    rewards_of,
+    skew,
+    unbound,
+    with_rewards,
+)
+from simbandit.types import Contexts, Feedback
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,32 @@ class BoundBradleyTerry:
         prob = torch.sigmoid(difference / self.oracle.temperature)
         flip = self.oracle.flip_rate
         return prob if flip == 0 else flip + (1 - 2 * flip) * prob
+
+
+@dataclass(frozen=True)
+class Thurstone(PreferenceOracle):
+    """P(a > b | x) = Phi((r_a - r_b) / (sqrt(2) noise_std)): each action's worth is seen with its own Gaussian noise.
+
+    Thurstone (1927), case V. Transitive like Bradley-Terry, with lighter tails. Raises ValueError for noise_std <= 0.
+    """
+
+    noise_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.noise_std < float("inf"):
+            raise ValueError(f"noise_std: must be finite and > 0, got {self.noise_std}")
+
+    def bind(self, instance: Any) -> BoundPreference:
+        with_rewards(self, instance)
+
+        def prob(question: Question) -> Tensor:
+            first, second = question.rewards(instance)
+            return torch.special.ndtr((first - second) / (2**0.5 * self.noise_std))
+
+        def law(question: Question) -> Law:
+            return skew(prob, question)
+
+        return BoundPreference(self, law)
 
 
 @dataclass(frozen=True)
