@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.optimize import linprog
 from torch import Tensor
 
 CONTINUATION_START = 0.3
@@ -103,6 +105,26 @@ def solve(
     return Equilibrium(log_probs, gap, iterations.reshape(lead), converged.reshape(lead))
 
 
+def minimax(preference: Tensor) -> Tensor:
+    """A von Neumann winner of each game: p >= 0, sum p = 1, (P' p)_b >= 1/2 for every b, by linear programming (HiGHS).
+
+    preference (..., A, A) -> probabilities (..., A). Where several exist it is a vertex, the solver's choice; `solve`
+    with kl_coef -> 0 tends to the one closest to the reference in KL (of maximal entropy for a uniform one). One game
+    after the other. Raises RuntimeError where the solver fails.
+    """
+    check_preference(preference)
+    A = preference.shape[-1]
+    found = []
+    for game in preference.reshape(-1, A, A).cpu().numpy():
+        margin = game.T - game
+        lp = linprog(np.zeros(A), A_ub=-margin, b_ub=np.zeros(A), A_eq=np.ones((1, A)), b_eq=[1.0], bounds=(0, 1))
+        if lp.status != 0:
+            raise RuntimeError(f"minimax: {lp.message}")
+        found.append(lp.x)
+    solution = torch.from_numpy(np.stack(found)).to(preference.device)
+    return solution.reshape(preference.shape[:-1])
+
+
 def _newton(
     skew: Tensor, ref: Tensor, kl_coef: float, u: Tensor, tolerance: float, max_iterations: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,6 +178,21 @@ def _skew(preference: Tensor, ref_log_probs: Tensor) -> Tensor:
 
 def _column(kl_coef: float | Tensor) -> float | Tensor:
     return kl_coef[..., None] if isinstance(kl_coef, Tensor) else kl_coef
+
+
+def frequencies(log_probs: Tensor, preference: Tensor, ref_log_probs: Tensor | None = None) -> Tensor:
+    """How fast the game rotates about a policy: omega_k >= 0 of the eigenvalues +- i omega_k of (P - 1/2) Sigma, Sigma
+    = diag(pi) - pi pi', ascending (..., A).
+
+    At the equilibrium they settle every method's local rate: mirror descent, say, has moduli |1 - s k + i s omega_k|.
+    With Sigma = L L' they are the eigenvalues of the Hermitian i L' (P - 1/2) L; at least one of them is 0.
+    """
+    skew = _skew(preference, log_probs if ref_log_probs is None else ref_log_probs)
+    p = log_probs.exp()
+    root = p.sqrt()
+    factor = torch.diag_embed(root) - p[..., :, None] * root[..., None, :]
+    rotation = factor.mT @ skew @ factor
+    return torch.linalg.eigvalsh(torch.complex(torch.zeros_like(rotation), rotation)).abs().sort(-1).values
 
 
 def check_preference(preference: Tensor, tolerance: float = 1e-9) -> None:

@@ -226,7 +226,8 @@ class RewardModel:
         R, d = setting.replicates, setting.dim
         self.kind: Feedback = setting.feedback
         self.ridge, self.refit_growth = ridge, refit_growth
-        self.ball = setting.theta_bound if ball is None else ball
+        known = setting.theta_bound if d <= NEWTON_DIM else None  # beyond it L-BFGS, which knows no ball
+        self.ball = known if ball is None else ball
         self.theta = torch.zeros(R, d, dtype=torch.float64, device=setting.device)
         self.gram = torch.zeros(R, d, d, dtype=torch.float64, device=setting.device)
         if self.kind not in ("preference", "reward", "ranking"):

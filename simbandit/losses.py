@@ -20,6 +20,9 @@ from torch import Tensor
 
 from simbandit.objective import PairLogProbs
 
+POINTWISE = frozenset({"sppo", "rspo_reverse_kl", "rspo_forward_kl", "rspo_chi_squared"})
+"""Losses of each response by itself, in which a duel of a response with itself counts; it is constant in the others."""
+
 
 def _gap(pair: Tensor) -> Tensor:
     return pair[..., 0] - pair[..., 1]

@@ -75,6 +75,8 @@ LABELS = {
     "cumulative_reward_regret": f"cumulative regret [reward]\n{LOWER}",
     "argmax_regret": f"regret of the best guess [reward]\n{LOWER}",
     "duality_gap": f"duality gap [win probability]\n{LOWER}",
+    "unregularised_gap": f"duality gap without KL [win probability]\n{LOWER}",
+    "kl_to_nash": r"KL$(\pi_{\mathrm{Nash}}\,\|\,\pi)$ [nats]" f"\n{LOWER}",
     "kl_to_ref": r"KL$(\pi\,\|\,\pi_{\mathrm{ref}})$ [nats]",
     "kl_to_optimum": r"KL$(\pi\,\|\,\pi^*)$ [nats]" f"\n{LOWER}",
     "expected_reward": f"expected reward\n{HIGHER}",

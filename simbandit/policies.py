@@ -143,7 +143,7 @@ DIVERGENCES = {
     "reverse_kl": Divergence(lambda w: w.log(), lambda u: u, lambda w: w),
     "forward_kl": Divergence(lambda w: -1 / w, lambda u: -torch.log(-u), lambda w: w * w),
     "chi_squared": Divergence(lambda w: w - 1, lambda u: (1 + u).clamp_min(0.0).log(), lambda w: (w > 0).to(w.dtype)),
-    "chi_squared_kl": Divergence(lambda w: w + w.log(), lambda u: u - lambert_w_exp(u), lambda w: w / (1 + w)),
+    "chi_squared_kl": Divergence(lambda w: w + w.log(), _log_lambert_w_exp, lambda w: w / (1 + w)),
     "jensen_shannon": Divergence(
         lambda w: torch.log(2 * w / (1 + w)), lambda u: u - torch.log(2 - u.exp()), lambda w: w * (1 + w)
     ),
@@ -302,7 +302,7 @@ class Geometric(Rows):
 
     def rows(self, contexts: Contexts) -> Tensor:
         parts = zip(self.weights, self.components, strict=True)
-        return normalise(sum(weight * component.log_probs(contexts) for weight, component in parts))
+        return normalise(torch.stack([weight * component.log_probs(contexts) for weight, component in parts]).sum(0))
 
 
 def tabulate(policy: Policy, pool: Contexts | None) -> Policy:
@@ -322,6 +322,8 @@ def concatenate(parts: Sequence[Policy]) -> Policy:
 
     first: Any = parts[0]
     kind: Any = type(first)
-    if len(parts) == 1 or not is_dataclass(first):
+    if len(parts) == 1:
         return first
+    if not is_dataclass(first):
+        raise TypeError(f"policy: {kind.__name__} must be a dataclass of tensors (R, ...) to join chunks of replicates")
     return kind(**{f.name: joined([getattr(p, f.name) for p in parts]) for f in fields(first)})

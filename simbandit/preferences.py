@@ -113,8 +113,8 @@ def truncate_rank(scores: Tensor, rank: int) -> Tensor:
 
 
 def gpm_embeddings(scores: Tensor, rank: int) -> Tensor:
-    """Embeddings v (..., n, rank) of the general preference model, s(a > b) = <R v_a, v_b>, R = blockdiag([[0, -1], [1,
-    0]]): v_a1 v_b2 - v_a2 v_b1 summed over the planes, the largest first. Exact once rank >= 2 floor(n / 2).
+    """Embeddings v (..., n, min(rank, 2 floor(n / 2))) of the general preference model, s(a > b) = <R v_a, v_b>, R =
+    blockdiag([[0, -1], [1, 0]]): v_a1 v_b2 - v_a2 v_b1 summed over the planes, largest first. Exact at full rank.
 
     From the spectral form of skew scores (2410.02197, Theorem 4.5); that paper fits them by gradient descent on
     -log sigma(s). To fit duels: `gpm_embeddings(logit(tabular_mle(wins, smoothing)), rank)`, the best fit of that rank

@@ -58,7 +58,8 @@ def solve_zero_sum(
     iterations = torch.zeros(len(z), dtype=torch.int64, device=z.device)
     stage, final = max(CONTINUATION_START, kl_coef), tolerance * max(1.0, 1.0 / kl_coef)
     while True:
-        z, more, converged = _newton(game, ref, stage, z, final if stage <= kl_coef else STAGE_TOLERANCE, max_iterations)
+        goal = final if stage <= kl_coef else STAGE_TOLERANCE
+        z, more, converged = _newton(game, ref, stage, z, goal, max_iterations)
         iterations += more
         if stage <= kl_coef:
             break

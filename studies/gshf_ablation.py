@@ -1,10 +1,10 @@
 """GSHF online: what the second agent plays, on smooth features, with a uniform and an anti-aligned reference.
 
 GSHF (Xiong et al. 2024, 2312.11456) pairs the greedy main agent pi_t with an enhancer that plays for information. The
-paper has no simulation, so there is no figure to match: this ablation is our own (section 12.5 of our notes). World: 40
-contexts x 30 actions, features on the sphere in d = 8, |theta*| = B = 4, kl_coef = .5, m = 64 duels a batch; reference
-uniform, or anti-aligned, pi_ref proportional to exp(-6 <phi, theta*> / B). All lines share the estimator (MLE in the
-ball, ridge .1) and Sigma (ridge .01, a batch contributes O(1), radius 1) and differ in who draws the pair alone:
+paper has no simulation, so there is no figure to match: this ablation is our own (first tried in earlier runs of ours).
+World: 40 contexts x 30 actions, features on the sphere in d = 8, |theta*| = B = 4, kl_coef = .5, m = 64 duels a batch;
+reference uniform, or anti-aligned, pi_ref proportional to exp(-6 <phi, theta*> / B). All lines share the estimator (MLE
+in the ball, ridge .1) and Sigma (ridge .01, a batch contributes O(1), radius 1) and differ in who draws the pair alone:
 
     both pi_ref     a1, a2 ~ pi_ref (two_stage with a first stage of all rounds); output pi_t
     self            a1, a2 ~ pi_t
@@ -117,7 +117,7 @@ def cells(settings: Settings, tuned: dict[str, Any]) -> Sequence[Simulation | Ta
     ]
 
 
-THEOREM, NOTES, DERIVED = "Xiong et al. 2024, Theorem 2", "own notes, 12.5", "own derivation"
+THEOREM, NOTES, DERIVED = "Xiong et al. 2024, Theorem 2", "own earlier runs", "own derivation"
 AFTER = 19  # batches, as in the notes' table
 LEVELS = {
     "uniform": {

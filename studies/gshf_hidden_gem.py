@@ -5,7 +5,7 @@ batch, 30 batches. Own design for the main agent and enhancer of GSHF (Xiong et 
 simulation; the lines are those of `gshf_ablation`, with the same hyper-parameters (ridge .1, ball, radius 1, ridge of
 Sigma .01), and nothing is tuned. On smooth features coverage is good and the enhancer earns nothing; here it must.
 
-Claims: those of section 12.5 of our notes (20 seeds), and the paper's reason for an enhancer, that it beats the pair
+Claims: those of earlier runs of ours (20 seeds), and the paper's reason for an enhancer, that it beats the pair
 (pi_t, pi_t). Every variant is said to get worse than the reference first: `loss to the reference` is J(pi_ref) - J(pi),
 positive where learning has hurt.
 
@@ -68,7 +68,7 @@ def cells(settings: Settings, tuned: dict[str, Any]) -> Sequence[Simulation | Ta
     ]
 
 
-PAPER, NOTES = "Xiong et al. 2024, section 5", "own notes, 12.5"
+PAPER, NOTES = "Xiong et al. 2024, section 5", "own earlier runs"
 RECIPE = [agent for agent in AGENTS if agent != "KL ball, ensemble"]  # the notes' variants
 claims = (
     Number("the reference's gap", NOTES, "suboptimality", {"agent": "self"}, 0.148, 0.3 * 0.148, at=0),

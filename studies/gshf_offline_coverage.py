@@ -146,7 +146,7 @@ def cells(settings: Settings, tuned: dict[str, Any]) -> Sequence[Simulation | Ta
     return grid
 
 
-THEOREM, NOTES = "Xiong et al. 2024, offline theorem", "own notes, 12.8"
+THEOREM, NOTES = "Xiong et al. 2024, offline theorem", "own earlier runs"
 
 
 def tuned_at(coverage: str, rule: str, n: int) -> dict[str, Any]:

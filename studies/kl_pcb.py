@@ -289,7 +289,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         looks=looks,
         names={"KL": "KL", "chi-squared": "chi-squared", "LCB": "lower confidence bound"},
     )
-    axes[1, 1].legend(loc="upper right", bbox_to_anchor=(1.0, 0.9))
+    axes[1, 1].legend(loc="center left")
     axes[1, 1].set_xscale("log")
     axes[1, 1].set_title("(d) ... each strength tuned per n")
     axes[1, 1].set_xlabel("logged samples n")

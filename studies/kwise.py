@@ -9,8 +9,8 @@ of z z'. The paper (Theorem 4.3) claims that MLE_K is asymptotically at least as
 What differs: the paper repeats trials on one instance (50 for K = 4, 10 for K = 9), here every replicate draws its own
 features and theta*, so the mean is over instances too; the constraint sum theta = 0 is left out, because differences of
 Gaussian features span the space and identify theta*; B = sqrt 3 + 8 is never reached by theta* and binds where labels
-are nearly separable, for which unconstrained estimates diverge. "Own notes" are numbers measured before this package
-existed, on 5 instances x 40 trials (K = 9), to be read as +-30 %.
+are nearly separable, for which unconstrained estimates diverge. "Own earlier runs" are numbers measured before this
+package existed, on 5 instances x 40 trials (K = 9), to be read as +-30 %.
 
 Found: with K = 4 a few instances in a hundred are nearly separable at any n in reach, their estimates sit on the ball,
 and the mean over instances is theirs alone: neither order nor rate shows. The theorem is about one instance and n to
@@ -117,7 +117,7 @@ def cells(settings: Settings, tuned: dict[str, Any]) -> Sequence[Simulation | Ta
     ]
 
 
-THEOREM, NOTES = "Zhu et al. 2023, Theorem 4.3", "own notes, 12.2"
+THEOREM, NOTES = "Zhu et al. 2023, Theorem 4.3", "own earlier runs"
 LEVELS = {  # error in the norm of Sigma, K = 9
     "MLE_K": {50: 0.2485, 100: 0.1713, 200: 0.1242, 500: 0.0749},
     "MLE_2": {50: 0.2719, 100: 0.1851, 200: 0.1377, 500: 0.0816},

@@ -16,7 +16,7 @@ last two are not the paper's and no theorem covers them. The reference vector v 
 which the paper leaves free. kl_coef plays no part.
 
 What differs: the values of the instance come from a third-party reproduction of Appendix B.3; the paper's 20 trials
-are 1,000 here; n runs on to 2,000. Numbers labelled "own notes" were measured before this package existed.
+are 1,000 here; n runs on to 2,000. Numbers labelled "own earlier runs" were measured before this package existed.
 
 Found: all claims of the paper hold, and the notes' numbers for MLE. Their numbers for the bare radius do not: they stem
 from the ellipsoid in three dimensions, where |phi(a1)| in the norm of Sigma^-1 is sqrt(n / 2) and f times it sqrt 3.
@@ -120,7 +120,7 @@ def cells(settings: Settings, tuned: dict[str, Any]) -> Sequence[Simulation | Ta
     return grid
 
 
-PAPER, NOTES = "Zhu et al. 2023, Theorem 3.9", "own notes, 12.1"
+PAPER, NOTES = "Zhu et al. 2023, Theorem 3.9", "own earlier runs"
 
 
 def at(rule: str, n: int) -> dict[str, Any]:

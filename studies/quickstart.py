@@ -206,23 +206,18 @@ CLAIMS = (
 
 def plot(frame: pd.DataFrame) -> Figure:
     figure, axes = plotting.panels(2, 2)
-    top, bottom = axes
-    online = [m for m in METHODS if m != "GSHF offline"]
-    main = frame[(frame["panel"] == "main") & frame["method"].isin(online)]
-    looks = plotting.lines(METHODS)
-    plotting.curves(top[0], main, "suboptimality", "method", loglog=True, order=online, looks=looks, legend=False)
-    offline = frame[(frame["panel"] == "main") & (frame["method"] == "GSHF offline")]
-    plotting.curves(
-        top[0], offline[offline["round"] > 0], "suboptimality", "method", loglog=True, looks=looks, legend=False
-    )
-    plotting.curves(top[1], main, "cumulative_reward_regret", "method", order=online, looks=looks, legend=False)
-    enhancers = frame[frame["panel"] == "enhancer"]
-    plotting.curves(bottom[0], enhancers, "suboptimality", "method", loglog=True, order=list(ABLATION.values()))
-    at_n = frame[(frame["panel"] == "frontier")]
+    (gap, regret), (ablation, frontier) = axes
+    online = [method for method in METHODS if method != "GSHF offline"]
+    looks = plotting.lines([*METHODS, "optimum"])
+    main = {"looks": looks, "legend": False}
+    plotting.curves(gap, frame, "suboptimality", "method", loglog=True, where=MAIN, order=METHODS, **main)
+    plotting.curves(regret, frame, "cumulative_reward_regret", "method", where=MAIN, order=online, **main)
+    enhancers = {"where": {"panel": "enhancer"}, "order": list(ABLATION.values())}
+    plotting.curves(ablation, frame, "suboptimality", "method", loglog=True, **enhancers)
     order = ["optimum", "GSHF online", "GSHF offline", "online DPO"]
-    looks["optimum"] = plotting.lines(range(8))[6]
-    plotting.frontier(bottom[1], at_n, "method", y="expected_reward", along="kl_coef", order=order, looks=looks)
-    plotting.legend_above(figure, top[0], columns=3)
+    varied = {"where": {"panel": "frontier"}, "order": order, "looks": looks}
+    plotting.frontier(frontier, frame, "method", y="expected_reward", along="kl_coef", **varied)
+    plotting.legend_above(figure, gap, columns=3)
     return figure
 
 

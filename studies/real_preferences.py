@@ -2,8 +2,8 @@
 
 Input: `alpaca_eval_58x805.parquet`, AlpacaEval 2 annotations with 32 text features per answer, given by --data FILE or
 the folder in $SIMBANDIT_DATA. Without it the small synthetic stand-in of studies/data/ is used (40 x 12, made by
-`stand_in` below); the figure says which. Any table with its columns will do: prompt_id, model, p_beats_baseline, x00,
-x01, ... No paper has this figure; the claims about learners are what our notes on synthetic worlds predict.
+`_answers.stand_in`); the figure says which. Any table with its columns will do: prompt_id, model, p_beats_baseline,
+x00, x01, ... No paper has this figure; the claims about learners are what runs on synthetic worlds led us to expect.
 
 What is learnt and measured. Arms are models, contexts instructions (arms without a row are masked), the reference is
 uniform over a context's arms. Reward r = logit p_beats_baseline, clipped to +-4 (the raw logit reaches -17.5 and -inf;
@@ -26,10 +26,10 @@ Found on AlpacaEval 2 (5,120 duels): the linear model costs more than all the sa
 maximum-likelihood learner stands near a gap of 2.5 (uniform play 3.37), where the likelihood tends with infinitely many
 duels (2.56); the best log-linear policy has 1.81, least squares on the rewards themselves 1.93. So of the 3.37, 1.81 is
 beyond the class, and .75 is lost because the likelihood of duels is not the objective. Best/worst-of-n ends lowest
-(2.41): its one-sided duels exaggerate the scale of the estimate, which here offsets the likelihood's shrinkage. It also
-shows NullModel most (40 % of its answers; self-play 15 %, greedy 9 %, uniform 1.7 %; pi* itself 20 %). No learner comes
-near what one arm alone would win (.28 to .33 against .769): at kl_coef 1 with a uniform reference the estimate is too
-flat to leave the reference.
+(2.41): its duels are chosen by its own estimate, which grows larger than the others' (KL to the reference .56 against
+.34), and here that offsets the likelihood's shrinkage. It also shows NullModel most (40 % of its answers; self-play
+15 %, greedy 9 %, uniform 1.7 %; pi* itself 20 %). No learner comes near what one arm alone would win (.28 to .33
+against .769): at kl_coef 1 the estimate is too flat to leave the uniform reference.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,18 +50,11 @@ from simbandit import Problem, algorithms, plotting
 from simbandit.guarantees import Number, Ordering
 from simbandit.guarantees.claims import Verdict
 from simbandit.guarantees.rows import select
-from simbandit.metrics import Snapshot, kl
+from simbandit.metrics import Snapshot
 from simbandit.oracles import BradleyTerry
-from simbandit.policies import gibbs
-from simbandit.solvers import minimise_lbfgs
 from simbandit.study import Settings, Simulation, Study, Task
-from simbandit.worlds import TableWorld, from_frame
+from studies._answers import CLIP, FILE, HACK, KL_COEF, Data, landmarks, load
 
-FILE = "alpaca_eval_58x805.parquet"
-STAND_IN = Path(__file__).parent / "data" / "preferences_40x12.csv"
-HACK = "NullModel"
-CLIP = 4.0
-KL_COEF = 1.0
 ENHANCERS = {
     "GSHF": "kl_ball",
     "GSHF pointwise": "pointwise",
@@ -78,73 +70,7 @@ CANDIDATES = {
     "online DPO": [algorithms.create("online_dpo", value_range=bound) for bound in (2 * CLIP, 8 * CLIP, 32 * CLIP)],
 }
 LEARNERS = (*CANDIDATES, "uniform")
-README, NOTE, DERIVED = "the data's description", "own note (12.5), carried over", "derived"
-
-# ------------------------------------------------------------------------------------------------------------- data
-
-
-class Data(NamedTuple):
-    name: str
-    world: TableWorld
-    wins: np.ndarray  # (X, A): p_beats_baseline, 0 where there is no answer
-    hack: int  # the action that rewards hacking
-
-
-@cache
-def load(path: Path | None, instructions: int | None = None) -> Data:
-    """The world of a table (None: the stand-in), of its first `instructions` instructions.
-
-    Raises ValueError where a column is missing or p_beats_baseline is not a probability.
-    """
-    file = path or STAND_IN
-    frame = pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file)
-    missing = [name for name in ("prompt_id", "model", "p_beats_baseline") if name not in frame]
-    features = sorted(name for name in frame if str(name)[:1] == "x" and str(name)[1:].isdigit())
-    if missing or not features:
-        raise ValueError(f"data: {file.name} lacks {missing or 'features x00, x01, ...'}; it has {list(frame)[:12]}")
-    p = frame["p_beats_baseline"].to_numpy(dtype=float)
-    if not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"data: p_beats_baseline of {file.name} must be probabilities in [0, 1]")
-    with np.errstate(divide="ignore"):
-        frame["reward"] = np.clip(np.log(p) - np.log1p(-p), -CLIP, CLIP)
-    if instructions is not None:
-        ids = frame["prompt_id"].to_numpy()
-        frame = frame.take(np.flatnonzero(np.isin(ids, np.unique(ids)[:instructions])))
-    world = from_frame(frame, context="prompt_id", action="model", features=features, reward="reward")
-    wins = np.asarray(from_frame(frame, context="prompt_id", action="model", reward="p_beats_baseline").rewards).copy()
-    arms = list(world.action_names or ())
-    offered = np.isfinite(np.asarray(world.ref_log_probs))
-    best = int(np.argmax(wins.sum(0) / np.maximum(offered.sum(0), 1)))
-    name = "AlpacaEval 2" if file.name == FILE else "synthetic stand-in" if path is None else file.stem
-    return Data(name, world, wins, arms.index(HACK) if HACK in arms else best)
-
-
-def stand_in(instructions: int = 40, models: int = 12, dim: int = 6) -> pd.DataFrame:
-    """The synthetic table that ships as studies/data/preferences_40x12.csv, like the real one in what makes it hard:
-    a baseline at .5, a NullModel that wins most, rewards of which a linear model explains a part, three absent cells.
-    """
-    draws = np.random.default_rng(20_240_404)
-    style, topic = draws.normal(size=(models, dim)), draws.normal(size=(instructions, dim))
-    phi = 0.25 * (style[None] + 0.6 * topic[:, None] * style[None] + draws.normal(size=(instructions, models, dim)))
-    theta = draws.normal(size=dim)
-    linear = 2.0 * phi @ theta / np.linalg.norm(theta)
-    curved = 1.5 * np.sin(4 * phi[..., 0] * topic[:, None, 1]) + 1.2 * draws.normal(size=(instructions, models))
-    logit = -1.0 + linear + curved
-    phi[:, -1] = 0.6 * theta / np.linalg.norm(theta)  # one text, so one feature vector; a linear model can see it
-    logit[:, -1] = 1.5 + draws.normal(size=instructions)
-    logit[:, 0] = 0.0
-    names = ["Baseline", *(f"model-{i:02d}" for i in range(1, models - 1)), HACK]
-    rows = pd.DataFrame(
-        {
-            "prompt_id": np.repeat(np.arange(instructions), models),
-            "model": np.tile(names, instructions),
-            "p_beats_baseline": (1 / (1 + np.exp(-2 * logit))).reshape(-1).round(4),
-        }
-    )
-    for j in range(dim):
-        rows[f"x{j:02d}"] = phi[..., j].reshape(-1).round(4)
-    return rows.drop(index=[17, 130, 391]).reset_index(drop=True)
-
+README, NOTE, DERIVED = "the data's description", "own expectation from synthetic worlds", "derived"
 
 # ---------------------------------------------------------------------------------------------------------- metrics
 
@@ -193,101 +119,6 @@ def simulation(
             ("null_share", partial(null_share, hack=data.hack)),
         ],
     )
-
-
-# -------------------------------------------------------------------------------------------- what can be had at all
-
-
-def landmarks(world: TableWorld, wins: np.ndarray, hack: int, replicates: int, seed: int, device: str) -> pd.DataFrame:
-    """Exact numbers of the data (the same in every replicate): facts, and policies that bound what can be learnt."""
-    del seed, device
-    ref, rewards = torch.tensor(np.asarray(world.ref_log_probs)), torch.tensor(np.asarray(world.rewards))
-    phi, p = torch.tensor(np.asarray(world.features)), torch.tensor(wins)
-    offered = torch.isfinite(ref)
-    target = gibbs(rewards, ref, KL_COEF)
-    fitted, explained = least_squares(phi, rewards, offered)
-    limit = likelihood_limit(phi, rewards, ref)
-    starts = torch.stack([fitted, limit, torch.zeros_like(limit)])
-    tried = [best_log_linear(phi, rewards, ref, start) for start in starts]
-    best = min(tried, key=lambda theta: float(gap(gibbs(phi @ theta, ref, KL_COEF), target)))
-    policies = {
-        "optimum": target,
-        "reference": ref,
-        "best log-linear": gibbs(phi @ best, ref, KL_COEF),
-        "least squares": gibbs(phi @ fitted, ref, KL_COEF),
-        "infinitely many duels": gibbs(phi @ limit, ref, KL_COEF),
-    }
-    single = torch.where(offered, p, 0.0).sum(0) / offered.sum(0).clamp_min(1)
-    rows = {
-        ("facts", "best_single_arm"): float(single.max()),
-        ("facts", "best_per_instruction"): float(p.amax(-1).mean()),
-        ("facts", "hacking_arm"): float(single[hack]),
-        ("facts", "next_best_arm"): float(single[torch.arange(len(single)) != hack].max()),
-        ("facts", "explained_variance"): explained,
-    }
-    for name, policy in policies.items():
-        rows[name, "suboptimality"] = float(gap(policy, target))
-        rows[name, "win_rate"] = float((policy.exp() * p).sum(-1).mean())
-        rows[name, "null_mass"] = float(policy[:, hack].exp().mean())
-    columns = {"metric": [f"{metric}/{name}" for name, metric in rows], "value": list(rows.values())}
-    return pd.concat(
-        [pd.DataFrame({"replicate": r, "round": 0, "queries": 0.0, **columns}) for r in range(replicates)],
-        ignore_index=True,
-    )
-
-
-def gap(log_probs: Tensor, target: Tensor) -> Tensor:
-    """J(pi*) - J(pi), every instruction counting alike."""
-    return KL_COEF * kl(log_probs, target).mean()
-
-
-def least_squares(phi: Tensor, rewards: Tensor, offered: Tensor) -> tuple[Tensor, float]:
-    """theta of least squares on what duels identify, differences within an instruction, and its share of their
-    variance."""
-    mask = offered.double()[..., None]
-    x = (phi - (phi * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)) * mask
-    y = (rewards[..., None] - (rewards[..., None] * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)) * mask
-    x, y = x.flatten(0, 1), y.flatten()
-    theta = torch.linalg.lstsq(x, y[:, None], driver="gelsd").solution[:, 0]
-    return theta, 1 - float((y - x @ theta).square().sum() / y.square().sum())
-
-
-def likelihood_limit(phi: Tensor, rewards: Tensor, ref: Tensor) -> Tensor:
-    """theta to which the maximum likelihood estimate tends with duels of two independent draws of the reference."""
-    weight = (ref[:, :, None] + ref[:, None, :]).exp() / len(ref)
-    wins = torch.sigmoid(rewards[:, :, None] - rewards[:, None, :])
-
-    def loss(theta: Tensor) -> Tensor:
-        score = phi @ theta
-        margin = score[:, :, None] - score[:, None, :]
-        return (weight * (torch.nn.functional.softplus(margin) - wins * margin)).sum()
-
-    return _argmin(loss, torch.zeros(phi.shape[-1], dtype=torch.float64))
-
-
-def best_log_linear(phi: Tensor, rewards: Tensor, ref: Tensor, start: Tensor) -> Tensor:
-    """theta of the log-linear policy with the largest J, a local maximum from `start`."""
-    offered = torch.isfinite(ref)
-
-    def loss(theta: Tensor) -> Tensor:
-        policy = gibbs(phi @ theta, ref, KL_COEF)
-        cost = torch.where(offered, KL_COEF * (policy - ref) - rewards, 0.0)
-        return (policy.exp() * cost).sum(-1).mean()
-
-    return _argmin(loss, start)
-
-
-def _argmin(loss: Any, start: Tensor) -> Tensor:
-    def value_and_gradient(theta: Tensor) -> tuple[Tensor, Tensor]:
-        point = theta[0].detach().requires_grad_(True)
-        value = loss(point)
-        (gradient,) = torch.autograd.grad(value, point)
-        return value.detach()[None], gradient[None]
-
-    solution = minimise_lbfgs(value_and_gradient, start[None], tolerance=1e-7)
-    if not bool(solution.converged.all()):
-        raise RuntimeError(f"landmarks: L-BFGS stopped at a gradient of {float(solution.residual):.1e}")
-    return solution.argmin[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ study

@@ -1,6 +1,7 @@
 """The direct family: rows that coincide with model-based learning, exact steps, and policies that the package does not
 know."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,10 @@ PLAIN = TableWorld(np.log(np.full((X, A), 1 / A)), np.random.default_rng(0).norm
 
 def run(problem: Any, algorithm: Any, **options: Any) -> Any:
     return simulate(problem, algorithm, **options)
+
+
+def fields_of(algorithm: Any) -> dict[str, Any]:
+    return {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm)}
 
 
 def instance_of(world: Any, replicates: int = R) -> Any:
@@ -86,8 +91,7 @@ def update(algorithm: Direct, pool: Contexts, row: Tensor, actions: Tensor, labe
             diary.append(answer)
             return answer
 
-    fields = {f: getattr(algorithm, f) for f in algorithm.__dataclass_fields__}
-    run(Problem(PLAIN, BradleyTerry(), KL), Once(**fields), rounds=1, replicates=R, policy=policy)
+    run(Problem(PLAIN, BradleyTerry(), KL), Once(**fields_of(algorithm)), rounds=1, replicates=R, policy=policy)
     return diary[0]
 
 
@@ -149,7 +153,7 @@ def test_inpo_looks_at_the_last_policy_and_forgets_old_duels():
             return answer
 
     inpo: Any = algorithms.create("inpo")
-    run(problem, Second(**{f: getattr(inpo, f) for f in inpo.__dataclass_fields__}), rounds=1, replicates=R)
+    run(problem, Second(**fields_of(inpo)), rounds=1, replicates=R)
     pool = instance_of(PLAIN).pool
     torch.testing.assert_close(seen[0], two.policy.log_probs(pool), rtol=1e-8, atol=1e-8)
 
@@ -221,12 +225,12 @@ def test_the_bound_defaults_to_the_width_of_the_reward_range():
     torch.testing.assert_close(ratio[:, 1] - ratio[:, 2], torch.full((R,), 6.0).double(), rtol=1e-8, atol=0)
 
 
-# ------------------------------------------------------------------------------------------------- a third kind of policy
+# -------------------------------------------------------------------------------------------- a third kind of policy
 
 
 @dataclass(frozen=True, eq=False)
 class Neural:
-    """pi proportional to pi_ref exp(network(context, action)): two layers on learnt embeddings, a few AdamW steps a fit.
+    """pi proportional to pi_ref exp(network(context, action)): two layers on learnt embeddings, some AdamW steps a fit.
     It knows nothing of the package but `Contexts` and the objective that it is handed. `listing` False: it can only
     score actions that it is given, as a language model does."""
 
@@ -278,14 +282,13 @@ def test_a_network_learns_through_the_same_loop_and_the_same_algorithms(name):
     options: dict[str, Any] = {"rounds": 6, "batch_size": 400, "replicates": R, "metrics": ["suboptimality"]}
     network = run(problem, algorithm, policy=Neural.make(0), record="all", **options)
     assert isinstance(network.policy, Neural)
-    gaps = network.frame().pivot(index="replicate", columns="round", values="value")
-    exact = run(problem, algorithm, **options).final()
-    assert gaps[0].to_numpy() == pytest.approx(
-        run(problem, algorithm, **options, record="all").frame().query("round == 0")["value"].to_numpy()
+    gaps, exact = (
+        r.frame().pivot(index="replicate", columns="round", values="value").to_numpy()
+        for r in (network, run(problem, algorithm, record="all", **options))
     )
-    assert (gaps[6] < 0.35 * gaps[0]).all()
-    # the network can represent every table: it comes close to the argmin over all policies
-    assert (gaps[6].to_numpy() < exact + 0.1 * gaps[0].to_numpy()).all()
+    assert (gaps[:, 6] < 0.7 * gaps[:, 0]).all()
+    # the network can represent every table, and AdamW comes close to the argmin over all of them
+    np.testing.assert_allclose(gaps, exact, atol=0.02 * gaps[:, 0].max())
 
 
 @pytest.mark.parametrize("name", ["online_dpo", "inpo"])
@@ -340,7 +343,8 @@ def test_fits_are_stationary_and_say_so(name, policy):
     frame = results.frame().pivot(index=["replicate", "round"], columns="metric", values="value").dropna()
     duels = frame["queries"] if name == "online_dpo" else 25
     assert (frame["fit_residual"] <= 1e-9 * duels).all()
-    assert frame["fit_iterations"].between(1, 60).all()
+    assert frame["fit_iterations"].between(0, 60).all()  # 0 where a batch repeats one action and says nothing new
+    assert frame["fit_iterations"].mean() > 1
 
 
 def test_fresh_contexts_are_kept_by_dpo_and_dropped_by_inpo():
@@ -356,7 +360,5 @@ def test_fresh_contexts_are_kept_by_dpo_and_dropped_by_inpo():
                 seen.append(objective.weight.shape[1])
                 return objective
 
-        run(
-            problem, Probe(**{f: getattr(algorithm, f) for f in algorithm.__dataclass_fields__}), rounds=3, batch_size=7
-        )
+        run(problem, Probe(**fields_of(algorithm)), rounds=3, batch_size=7)
     assert sizes == {"online_dpo": [7, 14, 21], "inpo": [7, 7, 7]}

@@ -388,22 +388,27 @@ def test_a_reward_model_of_duels_is_the_mle_of_all_of_them():
     torch.testing.assert_close(model.inverse(0.5, 1 / 7), expected)
 
 
-def test_a_reward_model_of_rewards_is_ridge_regression():
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (3, 3, 3), (1, 1, 3, 1)], ids=["rank one", "solve", "both"])
+def test_a_reward_model_of_rewards_is_ridge_regression(sizes):
     rng = np.random.default_rng(20)
     pool = pool_of(rng)
     model = RewardModel(setting("reward", pool, n_select=1), ridge=0.3)
     phis, rewards = [], []
-    for _ in range(5):
-        contexts, actions = batch(rng, pool, 3, 1)
-        reward = tensor(rng.normal(size=(R, 3)))
+    for size in sizes:
+        contexts, actions = batch(rng, pool, size, 1)
+        reward = tensor(rng.normal(size=(R, size)))
         model.observe(contexts, actions, reward)
         phis.append(contexts.features_of(actions)[:, :, 0].numpy())
         rewards.append(reward.numpy())
     phi, y = np.concatenate(phis, axis=1), np.concatenate(rewards, axis=1)
     for r in range(R):
-        gram = phi[r].T @ phi[r]
+        gram, eye = phi[r].T @ phi[r], np.eye(D)
         np.testing.assert_allclose(model.gram[r], gram, rtol=1e-12, atol=1e-13)
-        np.testing.assert_allclose(model.theta[r], np.linalg.solve(gram + 0.3 * np.eye(D), phi[r].T @ y[r]), rtol=1e-10)
+        np.testing.assert_allclose(model.theta[r], np.linalg.solve(gram + 0.3 * eye, phi[r].T @ y[r]), rtol=1e-10)
+        np.testing.assert_allclose(model.inverse(0.3)[r], np.linalg.inv(gram + 0.3 * eye), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(model.inverse(0.5, 2)[r], np.linalg.inv(2 * gram + 0.5 * eye), rtol=1e-9, atol=1e-12)
+    model.inverse(0.3).zero_()  # a copy: the model keeps its own
+    np.testing.assert_allclose(model.inverse(0.3)[0], np.linalg.inv(phi[0].T @ phi[0] + 0.3 * np.eye(D)), rtol=1e-9)
 
 
 def test_a_reward_model_of_rankings_is_plackett_luce():

@@ -170,6 +170,18 @@ def test_the_unregularised_equilibrium_of_a_cycle_is_reached(name: str) -> None:
     np.testing.assert_allclose(policy, np.array([4, 3, 4]) / 11, atol=2e-3)
 
 
+def test_fictitious_play_is_an_average_of_best_responses() -> None:
+    """In probability space, and O(1 / t) towards the regularised equilibrium."""
+    p = softmax(REF)
+    for t in range(6):
+        response = softmax(REF + np.einsum("xab,xb->xa", P - 0.5, p) / KL)
+        p = p + (response - p) / (t + 2)
+    np.testing.assert_allclose(run("fictitious_play", 6).exp(), p, atol=1e-13)
+    star = solve(torch.from_numpy(P), torch.from_numpy(REF), KL).log_probs
+    error = [float((run("fictitious_play", T) - star).abs().max()) for T in (100, 1000)]
+    assert error[1] < 0.2 * error[0]
+
+
 def test_schedules_converge_and_a_constant_nash_md_is_biased() -> None:
     star = solve(torch.from_numpy(P), torch.from_numpy(REF), KL).log_probs
     for name in ("mirror_descent", "nash_md"):

@@ -15,9 +15,15 @@ from simbandit.algorithms.online import Greedy
 
 def test_names_are_sorted_and_the_contracts():
     online = ["greedy", "gshf_hybrid", "gshf_online", "inpo", "kl_ucb", "online_dpo", "two_stage", "uniform"]
+    games = ["comal", "dno", "egpo", "ipo_md", "mpo", "nash_ema", "nash_md", "nash_mp", "omwu", "online_ipo", "onpo"]
+    games += ["borda", "copeland", "pm_rlhf", "rspo", "self_play_exp3", "sparring_exp3", "spo", "sppo"]
     offline = ["gshf_offline", "kl_pcb", "pessimistic_mle", "rso"]
-    assert algorithms.names() == sorted(online + offline)
-    assert [name for name in algorithms.names() if algorithms.create(name).offline] == offline
+    names = algorithms.names()
+    assert names == sorted(set(names))
+    assert set(names) >= {*online, *games, *offline}
+    learns_offline = {name for name in names if algorithms.create(name).offline}
+    assert learns_offline >= set(offline)
+    assert not learns_offline & {*online, *games}
 
 
 def test_create_changes_only_what_is_asked():
@@ -59,14 +65,17 @@ def test_a_direct_method_takes_its_losses_parameters_by_name():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"loss": "dqo"}, r"loss: 'dqo' is not one of \['dpo', 'inpo'"),
+        ({"loss": "dqo"}, r"loss: 'dqo' is not one of \['dno', 'dpo', 'inpo'"),
         ({"loss": "inpo"}, "loss_parameters: inpo takes"),
         ({"loss_parameters": (("step_size", 1.0),)}, "loss_parameters: dpo takes none"),
         ({"loss": "inpo", "loss_parameters": (("step_size", 1.0),)}, "data: inpo looks at the last policy"),
         ({"anchor": "mirror"}, "anchor: 'mirror' needs a loss with a step_size"),
-        ({"players": ("current", "nobody")}, "players: must be 'current' or 'reference' or 'uniform', got 'nobody'"),
+        (
+            {"players": ("current", "nobody")},
+            "players: must be 'current' or 'reference' or 'uniform' or 'mixture', got 'nobody'",
+        ),
         ({"players": ("current",)}, "players: must hold 2 values"),
-        ({"value_range": 0.0}, "value_range: must be a number > 0 or None, got 0.0"),
+        ({"value_range": 0.0}, "value_range: must be 'unbounded' or a number > 0 or None, got 0.0"),
     ],
 )
 def test_a_row_that_makes_no_sense_is_refused(fields, message):

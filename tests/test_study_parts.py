@@ -10,29 +10,29 @@ import torch
 from simbandit.policies import gibbs
 from simbandit.study import Settings
 from simbandit.worlds import LinearWorld
-from studies import kl_pcb, real_preferences, rejection_sampling
+from studies import _answers, kl_pcb, real_preferences, rejection_sampling
 
 
 def test_the_shipped_stand_in_is_what_its_function_makes():
-    shipped = pd.read_csv(real_preferences.STAND_IN)
-    pd.testing.assert_frame_equal(shipped, real_preferences.stand_in())
-    assert real_preferences.STAND_IN.stat().st_size < 100_000
+    shipped = pd.read_csv(_answers.STAND_IN)
+    pd.testing.assert_frame_equal(shipped, _answers.stand_in())
+    assert _answers.STAND_IN.stat().st_size < 100_000
 
 
 def test_real_data_are_ragged_clipped_and_know_the_hacking_arm():
-    data = real_preferences.load(None)
+    data = _answers.load(None)
     assert data.wins.shape == (40, 12)
     assert np.isneginf(np.asarray(data.world.ref_log_probs)).sum() == 3
-    assert np.abs(np.asarray(data.world.rewards)).max() == real_preferences.CLIP
+    assert np.abs(np.asarray(data.world.rewards)).max() == _answers.CLIP
     assert data.world.action_names is not None
     assert data.world.action_names[data.hack] == "NullModel"
 
 
 def test_real_data_without_a_hacking_arm_take_the_best_arm(tmp_path):
-    frame = real_preferences.stand_in()
+    frame = _answers.stand_in()
     frame = frame[frame["model"] != "NullModel"]
     frame.to_csv(tmp_path / "mine.csv", index=False)
-    data = real_preferences.load(tmp_path / "mine.csv")
+    data = _answers.load(tmp_path / "mine.csv")
     best = frame.pivot(index="prompt_id", columns="model", values="p_beats_baseline").mean().sort_values().index[-1]
     assert data.name == "mine"
     assert data.world.action_names is not None
@@ -41,11 +41,11 @@ def test_real_data_without_a_hacking_arm_take_the_best_arm(tmp_path):
 
 @pytest.mark.parametrize(("column", "value", "message"), [("model", None, "lacks"), ("p_beats_baseline", 1.2, "prob")])
 def test_real_data_that_cannot_be_used_are_named(tmp_path, column, value, message):
-    frame = real_preferences.stand_in()
+    frame = _answers.stand_in()
     frame = frame.drop(columns=column) if value is None else frame.assign(**{column: value})
     frame.to_csv(tmp_path / f"{column}.csv", index=False)
     with pytest.raises(ValueError, match=f"data: .*{message}"):
-        real_preferences.load(tmp_path / f"{column}.csv")
+        _answers.load(tmp_path / f"{column}.csv")
 
 
 def test_facts_of_another_data_set_stay_undecided():
@@ -58,12 +58,12 @@ def test_landmarks_of_a_world_that_is_linear_have_no_gap():
     random = np.random.default_rng(3)
     phi, theta = torch.from_numpy(random.normal(size=(7, 5, 3))), torch.from_numpy(random.normal(size=3))
     rewards, ref = phi @ theta, torch.full((7, 5), -np.log(5.0), dtype=torch.float64)
-    fitted, explained = real_preferences.least_squares(phi, rewards, torch.isfinite(ref))
+    fitted, explained = _answers.least_squares(phi, rewards, torch.isfinite(ref))
     assert explained == pytest.approx(1.0, abs=1e-12)
     for found in (
         fitted,
-        real_preferences.likelihood_limit(phi, rewards, ref),
-        real_preferences.best_log_linear(phi, rewards, ref, torch.zeros(3, dtype=torch.float64)),
+        _answers.likelihood_limit(phi, rewards, ref),
+        _answers.best_log_linear(phi, rewards, ref, torch.zeros(3, dtype=torch.float64)),
     ):
         torch.testing.assert_close(found, theta, rtol=0, atol=1e-5)  # stopped at a gradient of 1e-7
 

@@ -11,6 +11,7 @@ from simbandit.algorithms.games import (
     BestResponse,
     Comal,
     ExtraGradient,
+    FictitiousPlay,
     MagneticDescent,
     MirrorDescent,
     MirrorProx,
@@ -20,8 +21,12 @@ from simbandit.algorithms.games import (
     OptimisticWeights,
 )
 from simbandit.algorithms.gshf import GSHF
+from simbandit.algorithms.nash import OELHF, NashETC, NashGreedy, OptimisticMatrixGame
 from simbandit.algorithms.offline import KLPCB, RSO, GSHFOffline, PessimisticMLE
 from simbandit.algorithms.online import KLUCB, Greedy, TwoStage, Uniform
+from simbandit.algorithms.pelhf import PELHF
+from simbandit.algorithms.rows import GAMES
+from simbandit.algorithms.selfplay import CountWinner, Exp3, PreferenceMatching
 from simbandit.types import Algorithm
 
 REGISTRY: dict[str, Algorithm] = {
@@ -47,6 +52,18 @@ REGISTRY: dict[str, Algorithm] = {
     "mpo": MagneticDescent(),
     "comal": Comal(),
     "best_response": BestResponse(damping=0.5),
+    "fictitious_play": FictitiousPlay(),
+    "pelhf": PELHF(),
+    "oelhf": OELHF(),
+    "nash_greedy": NashGreedy(),
+    "nash_etc": NashETC(),
+    "optimistic_matrix_game": OptimisticMatrixGame(),
+    **GAMES,
+    "sparring_exp3": Exp3(copies="two"),
+    "self_play_exp3": Exp3(),
+    "borda": CountWinner(),
+    "copeland": CountWinner(score="copeland"),
+    "pm_rlhf": PreferenceMatching(),
 }
 
 

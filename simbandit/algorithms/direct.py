@@ -167,15 +167,18 @@ class Direct:
         if pool is None:
             state.seen = [*(state.seen if self.data == "all" else []), (contexts, actions, label)]
             over = _joined([c for c, _, _ in state.seen])
-            actions, label = (torch.cat([part[i] for part in state.seen], dim=1) for i in (1, 2))
+            actions = torch.cat([a for _, a, _ in state.seen], dim=1)
+            label = torch.cat([y for _, _, y in state.seen], dim=1)
             row = torch.arange(actions.shape[1], device=actions.device).expand(actions.shape[:2])
         else:
             assert contexts.index is not None
             over, row = pool, contexts.index
         if self.labels == "win_rate":
             label = _win_rate_labels(over, row, actions, label)
-        # A duel of a response with itself is constant in a pair loss, and counts in a pointwise one.
-        return _Data(over, row, actions, torch.ones_like(label), label)
+        weight = torch.ones_like(label)
+        if self.loss not in losses.POINTWISE:  # a duel of a response with itself says nothing
+            weight = (actions[..., 0] != actions[..., 1]).to(torch.float64)
+        return _Data(over, row, actions, weight, label)
 
     def _objective(self, state: _State, data: _Data, t: int) -> DuelObjective:
         """The sum over the data, `last` being the kept policy."""

@@ -15,6 +15,7 @@ Update formulas: their sources, restated in one notation with the linearisation 
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from simbandit.types import Contexts, Feedback, Info, Policy, Setting
 @dataclass
 class GameState:
     """theta: the iterate, log-probabilities (R, X, A); memory: what else the rule keeps, by name; t: oracle answers so
-    far."""
+    far; absent: actions that their context does not offer, None where all contexts offer all."""
 
     setting: Setting
     ref: Tensor
@@ -40,6 +41,7 @@ class GameState:
     policy: Tabular
     memory: dict[str, Tensor] = field(default_factory=dict)
     t: int = 0
+    absent: Tensor | None = None
 
 
 class GameDynamics(ABC):
@@ -65,7 +67,8 @@ class GameDynamics(ABC):
         if setting.contexts is None:
             raise ValueError("world: game dynamics keep a table of policies and need a finite world (n_contexts=)")
         ref = setting.contexts.ref_log_probs
-        return GameState(setting, ref, ref, Tabular(ref))
+        absent = torch.isneginf(ref)
+        return GameState(setting, ref, ref, Tabular(ref), absent=absent if bool(absent.any()) else None)
 
     def select(self, state: GameState, contexts: Contexts, draws: Round) -> Tensor:
         asked = Tabular(self.query(state))
@@ -91,7 +94,7 @@ class GameDynamics(ABC):
 
 def offered(state: GameState, log_weights: Tensor) -> Tensor:
     """Normalised log-probabilities, -inf where the context does not offer the action."""
-    return normalise(torch.where(torch.isneginf(state.ref), -torch.inf, log_weights))
+    return normalise(log_weights if state.absent is None else log_weights.masked_fill(state.absent, -torch.inf))
 
 
 def sampled_payoff(state: GameState, contexts: Contexts, actions: Tensor, label: Tensor) -> Tensor:
@@ -192,24 +195,33 @@ class NashMD(GameDynamics):
     reference.
 
     Source: Munos et al. 2023 (2312.00886), section 6. Guarantee: KL(pi* || pi_t) = O(1 / t) with the schedule
-    s = 2 / (k (t + 2)) (`schedule`); with a constant step it converges to a point that is *not* the equilibrium.
+    s = 2 / (k (t + 2)) (`schedule`); with a constant step it converges to a point that is *not* the equilibrium, but
+    the best response to the mixture, which is the equilibrium at kl_coef / (1 - weight of the reference in it).
+
+    mixture: that weight, if not the paper's s k: released code has chosen others (.125 on language models). The centre
+    of the step stays v.
     """
 
     step_size: float = 0.5
     schedule: bool = False
+    mixture: float | None = None
 
     def __post_init__(self) -> None:
         _check(self.step_size)
+        if self.mixture is not None and not 0 <= self.mixture <= 1:
+            raise ValueError(f"mixture: must lie in [0, 1], got {self.mixture}")
 
     def _size(self, state: GameState) -> float:
         return 2 / (state.setting.kl_coef * (state.t + 2)) if self.schedule else self.step_size
 
     def query(self, state: GameState) -> Tensor:
-        pull = self._size(state) * state.setting.kl_coef
-        return offered(state, (1 - pull) * state.theta + pull * state.ref)
+        weight = self._size(state) * state.setting.kl_coef if self.mixture is None else self.mixture
+        return offered(state, (1 - weight) * state.theta + weight * state.ref)
 
     def step(self, state: GameState, g: Tensor) -> Tensor:
-        return self.query(state) + self._size(state) * g
+        s = self._size(state)
+        pull = s * state.setting.kl_coef
+        return (1 - pull) * state.theta + pull * state.ref + s * g
 
 
 @dataclass(frozen=True)
@@ -364,3 +376,21 @@ class BestResponse(GameDynamics):
 
     def step(self, state: GameState, g: Tensor) -> Tensor:
         return (1 - self.damping) * state.theta + self.damping * (state.ref + g / state.setting.kl_coef)
+
+
+@dataclass(frozen=True)
+class FictitiousPlay(GameDynamics):
+    """pi_{t+1} = (1 - 1/(t+2)) pi_t + 1/(t+2) BR(pi_t): smooth fictitious play, in probability space, BR = softmax(ref
+    + g / k).
+
+    Source: Brown 1951 with the regularised response (Fudenberg, Kreps 1993); converges in zero-sum games, slowly (O(1 /
+    t)).
+    """
+
+    def query(self, state: GameState) -> Tensor:
+        return state.theta
+
+    def step(self, state: GameState, g: Tensor) -> Tensor:
+        response = offered(state, state.ref + g / state.setting.kl_coef)
+        weight = 1 / (state.t + 2)
+        return torch.logaddexp(state.theta + math.log1p(-weight), response + math.log(weight))

@@ -279,13 +279,13 @@ def fitted(name: str, values: Any, instance: Any) -> Tensor:
     return arrays.shared(values, instance.evaluation.ref_log_probs.device)
 
 
-def same(this: Any, other: object) -> bool:
+def same(self: Any, other: object) -> bool:
     """Equality of frozen descriptions that hold arrays."""
-    return type(this) is type(other) and arrays.contents(this) == arrays.contents(other)
+    return type(self) is type(other) and arrays.contents(self) == arrays.contents(other)
 
 
-def hashed(this: Any) -> int:
-    return hash((type(this).__name__, arrays.contents(this)))
+def hashed(self: Any) -> int:
+    return hash((type(self).__name__, arrays.contents(self)))
 
 
 def rewards_of(instance: Any, contexts: Contexts, actions: Tensor) -> Tensor:

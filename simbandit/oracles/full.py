@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from simbandit.draws import Round
-from simbandit.oracles.asking import against, unbound
+from simbandit.oracles.asking import TABLE_NUMBERS, against, unbound
 from simbandit.types import Contexts, Feedback, Oracle
 
 
@@ -35,7 +36,7 @@ class FullInformation:
         if not (hasattr(bound, "win_table") or hasattr(bound, "mean")):
             name = type(self.oracle).__name__
             raise ValueError(f"oracle: FullInformation needs win probabilities or mean rewards, {name} gives neither")
-        return BoundFullInformation(bound)
+        return BoundFullInformation(bound, instance.evaluation)
 
     def respond(self, contexts: Contexts, log_probs: Tensor, draws: Round) -> Tensor:
         raise unbound(self)
@@ -43,7 +44,10 @@ class FullInformation:
 
 @dataclass(frozen=True, eq=False)
 class BoundFullInformation:
+    """pool: the contexts asked about in every round; their table is made once, if it is affordable."""
+
     oracle: Any
+    pool: Contexts
 
     feedback: ClassVar[Feedback] = "full"
     n_select: ClassVar[int] = 0
@@ -54,6 +58,8 @@ class BoundFullInformation:
 
     def win_rates(self, contexts: Contexts, log_probs: Tensor) -> Tensor:
         """P q: win probabilities against a policy (R, X, A), for every action: (R, X, A)."""
+        if contexts is self.pool and self._held is not None:
+            return (self._held @ log_probs.exp()[..., None]).squeeze(-1)
         own = getattr(self.oracle, "win_rates", None)
         return against(self.win_table(contexts), log_probs) if own is None else own(contexts, log_probs)
 
@@ -65,3 +71,9 @@ class BoundFullInformation:
         if hasattr(self.oracle, "win_table"):
             return self.win_rates(contexts, log_probs)
         return self.oracle.mean(contexts)
+
+    @cached_property
+    def _held(self) -> Tensor | None:
+        replicates, contexts = self.pool.shape
+        small = replicates * contexts * self.pool.n_actions**2 <= TABLE_NUMBERS
+        return self.win_table(self.pool).contiguous() if small else None

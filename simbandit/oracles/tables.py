@@ -82,7 +82,7 @@ class JudgeTable(PreferenceOracle):
 
 @dataclass(frozen=True)
 class UniformTriangular(PreferenceOracle):
-    """P(a > b | x) ~ U[0, 1], independently for a > b: EGPO's random games (2503.08942).
+    """P(a > b | x) ~ U[0, 1], independently for every pair: EGPO's random games (2503.08942).
 
     contextual: another game for every context, or one for all; fixed: the same in all replicates; variant: another
     draw of the same law.
@@ -94,16 +94,17 @@ class UniformTriangular(PreferenceOracle):
 
     def bind(self, instance: Any) -> BoundPreference:
         uniforms = drawn(self, instance, "wins", *_shape(self, instance), law="uniform")
-        return _bound(self, skewed(1 - uniforms.mT))
+        return _bound(self, skewed(uniforms))
 
 
 @dataclass(frozen=True, eq=False)
 class PlantedEquilibrium(PreferenceOracle):
     """A random game whose unregularised equilibrium has full support and is known: P = 1/2 + B - (B p) 1' + 1 (B p)'.
 
-    B is a random skew matrix; then (P - 1/2) p = 0, since p' B p = 0. Scaled so that the largest |P - 1/2| of a game is
-    `margin`. equilibrium: p, (A,) or (X, A), positive; None draws it from the flat Dirichlet law, mixed with the uniform
-    one so that every action keeps at least `smallest` / A. In a ragged context p is that of its actions, renormalised.
+    B is a random skew matrix; then (P - 1/2) p = 0, since p' B p = 0. Scaled so that the largest |P - 1/2| of a game
+    is `margin`. equilibrium: p, (A,) or (X, A), positive; None draws it from the flat Dirichlet law, mixed with the
+    uniform one so that every action keeps at least `smallest` / A. In a ragged context p is that of its actions,
+    renormalised.
     For the last iterate of OMWU (2512.24818) and ONPO (2502.16852). Raises ValueError for margins outside (0, 1/2],
     `smallest` outside [0, 1], or an equilibrium without full support.
     """

@@ -1,5 +1,12 @@
 """Worlds: frozen descriptions of bandit problems whose truth is known exactly once realised."""
 
+from simbandit.worlds.comparisons import (
+    Comparisons,
+    bradley_terry_scores,
+    comparison_groups,
+    count_comparisons,
+    from_comparisons,
+)
 from simbandit.worlds.frames import from_frame
 from simbandit.worlds.hard import (
     HARD,
@@ -15,10 +22,15 @@ from simbandit.worlds.table import TableWorld
 
 __all__ = [
     "HARD",
+    "Comparisons",
     "Coverage",
     "LinearWorld",
     "Realisation",
     "TableWorld",
+    "bradley_terry_scores",
+    "comparison_groups",
+    "count_comparisons",
+    "from_comparisons",
     "from_frame",
     "hidden_gem",
     "pessimism_failure",

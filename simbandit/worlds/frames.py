@@ -43,24 +43,12 @@ def from_frame(
     import pandas as pd  # here, not above: costs every user of the package its import time
 
     if not isinstance(frame, pd.DataFrame):
-        frame = _read(Path(frame))
+        frame = read(Path(frame))
     feature_columns = [features] if isinstance(features, str) else list(features or ())
     asked = [("context", context), ("action", action), ("reward", reward), ("reference", reference)]
     asked += [("features", column) for column in feature_columns]
-    for argument, column in asked:
-        if column is not None and column not in frame.columns:
-            names = [str(c) for c in frame.columns]
-            near = difflib.get_close_matches(str(column), names, n=3) or names[:10]
-            raise ValueError(f"{argument}: the frame has no column {column!r}; nearest: {', '.join(near)}")
-        if column is not None and list(frame.columns).count(column) > 1:
-            raise ValueError(f"{argument}: the frame has more than one column {column!r}")
-    if frame.empty:
-        raise ValueError("frame: must have at least one row, got none")
-
-    for argument, column in asked[:2]:
-        missing = int(np.count_nonzero(frame[column].isna()))
-        if missing:
-            raise ValueError(f"{argument}: column {column!r} has {missing} missing labels")
+    check_columns(frame, asked)
+    check_labels(frame, asked[:2])
     twice = frame.duplicated([context, action])
     if twice.any():
         label = tuple(frame.loc[twice, [context, action]].iloc[0])
@@ -110,7 +98,29 @@ def from_frame(
     )
 
 
-def _read(path: Path) -> DataFrame:
+def check_columns(frame: DataFrame, asked: Sequence[tuple[str, str | None]]) -> None:
+    """Every (argument, column) asked for is there, once, and the frame has rows."""
+    for argument, column in asked:
+        if column is not None and column not in frame.columns:
+            names = [str(c) for c in frame.columns]
+            near = difflib.get_close_matches(str(column), names, n=3) or names[:10]
+            raise ValueError(f"{argument}: the frame has no column {column!r}; nearest: {', '.join(near)}")
+        if column is not None and list(frame.columns).count(column) > 1:
+            raise ValueError(f"{argument}: the frame has more than one column {column!r}")
+    if frame.empty:
+        raise ValueError("frame: must have at least one row, got none")
+
+
+def check_labels(frame: DataFrame, asked: Sequence[tuple[str, str | None]]) -> None:
+    """No (argument, column) has a missing label."""
+    for argument, column in asked:
+        missing = 0 if column is None else int(np.count_nonzero(frame[column].isna()))
+        if missing:
+            raise ValueError(f"{argument}: column {column!r} has {missing} missing labels")
+
+
+def read(path: Path) -> DataFrame:
+    """The table of a CSV or Parquet file."""
     import pandas as pd
 
     readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}

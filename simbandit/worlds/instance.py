@@ -44,7 +44,7 @@ class Realisation:
     theta_bound: a bound on ||theta*|| that learners are told (the B of the theorems), or None;
     theta (R, d): rewards are <features, theta>, or None; reward_table (R, X, A): rewards of the pool, or
     None. What replicates share is expanded, not copied. Absent actions (reference -inf) have reward 0 and
-    features 0.
+    features 0. draws: the streams that it came from, for oracles with random objects of their own.
     """
 
     replicates: int
@@ -57,6 +57,7 @@ class Realisation:
     reward_table: Tensor | None = None
     theta_bound: float | None = None
     fresh: Callable[[Round, int], Contexts] | None = None
+    draws: Draws | None = None
 
     @property
     def has_rewards(self) -> bool:

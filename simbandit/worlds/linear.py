@@ -146,6 +146,7 @@ class LinearWorld:
                 theta=theta,
                 theta_bound=self._theta_bound(self.dim),
                 fresh=fresh,
+                draws=draws,
             )
 
         law = arrays.shared(self._context_probabilities(), draws.device).expand(replicates, -1)
@@ -164,6 +165,7 @@ class LinearWorld:
             theta=theta,
             reward_table=rewards,
             theta_bound=self._theta_bound(self.dim),
+            draws=draws,
         )
 
     def _contexts(

@@ -29,7 +29,8 @@ class TableWorld:
         only.
     weights (X,): the law of contexts; None is uniform.
     reward_range: the bound that learners are told; None is the actual range, or (0, 1) without rewards.
-    context_names, action_names: labels, kept so that results can be read back.
+    context_names, action_names: labels, kept so that results can be read back; item_names: for each context the
+    labels of its first actions, where contexts offer different things.
 
     Raises ValueError, naming the argument, for wrong shapes, NaN or infinity, probabilities that do not sum
     to 1 (to 1e-9), a context without actions, or rewards outside `reward_range`.
@@ -42,6 +43,7 @@ class TableWorld:
     reward_range: tuple[float, float] | None = None
     context_names: Sequence[Hashable] | None = None
     action_names: Sequence[Hashable] | None = None
+    item_names: Sequence[Sequence[Hashable]] | None = None
 
     def __post_init__(self) -> None:
         ref = arrays.log_probabilities("ref_log_probs", self.ref_log_probs)
@@ -64,6 +66,10 @@ class TableWorld:
                 if len(labels) != size or len(set(labels)) != size:
                     raise ValueError(f"{name}: must be {size} different labels, got {len(labels)} ({labels!r:.200})")
                 given[name] = tuple(labels)
+        if self.item_names is not None:
+            if len(self.item_names) != len(ref) or any(len(items) > ref.shape[1] for items in self.item_names):
+                raise ValueError(f"item_names: must be {len(ref)} lists of at most {ref.shape[1]} labels")
+            given["item_names"] = tuple(map(tuple, self.item_names))
         for name, value in given.items():
             object.__setattr__(self, name, value)
 
@@ -105,6 +111,7 @@ class TableWorld:
             evaluation=pool,
             pool=pool,
             reward_table=expanded(self.rewards),
+            draws=draws,
         )
 
     def _known_range(self) -> tuple[float, float]:
