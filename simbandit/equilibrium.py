@@ -180,15 +180,14 @@ def _column(kl_coef: float | Tensor) -> float | Tensor:
     return kl_coef[..., None] if isinstance(kl_coef, Tensor) else kl_coef
 
 
-def frequencies(log_probs: Tensor, preference: Tensor, ref_log_probs: Tensor | None = None) -> Tensor:
+def frequencies(log_probs: Tensor, preference: Tensor) -> Tensor:
     """How fast the game rotates about a policy: omega_k >= 0 of the eigenvalues +- i omega_k of (P - 1/2) Sigma, Sigma
     = diag(pi) - pi pi', ascending (..., A).
 
     At the equilibrium they settle every method's local rate: mirror descent, say, has moduli |1 - s k + i s omega_k|.
     With Sigma = L L' they are the eigenvalues of the Hermitian i L' (P - 1/2) L; at least one of them is 0.
     """
-    skew = _skew(preference, log_probs if ref_log_probs is None else ref_log_probs)
-    p = log_probs.exp()
+    skew, p = _skew(preference, log_probs), log_probs.exp()
     root = p.sqrt()
     factor = torch.diag_embed(root) - p[..., :, None] * root[..., None, :]
     rotation = factor.mT @ skew @ factor

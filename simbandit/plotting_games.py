@@ -59,15 +59,14 @@ def simplex(
     ax.set_aspect("equal")
     ax.axis("off")
     ax.plot(*CORNERS[[0, 1, 2, 0]].T, color="0.3", linewidth=0.8, zorder=1)
-    for corner, name, (across, up) in zip(CORNERS, names, (("right", "top"), ("left", "top"), ("center", "bottom"))):
+    sides = (("right", "top"), ("left", "top"), ("center", "bottom"))
+    for corner, name, (across, up) in zip(CORNERS, names, sides, strict=True):
         ax.text(*corner, f" {name} ", ha=across, va=up)
     if preference is None:
         return
     if np.shape(preference) != (3, 3):
         raise ValueError(f"preference: a simplex shows 3 actions, shape (3, 3), got {np.shape(preference)}")
-    inner = np.array(
-        [(i, j, arrows - i - j) for i in range(1, arrows) for j in range(1, arrows - i)], dtype=float
-    )
+    inner = np.array([(i, j, arrows - i - j) for i in range(1, arrows) for j in range(1, arrows - i)], dtype=float)
     points = inner / arrows
     velocity = to_plane(mirror_flow(points, preference, np.full(3, 1 / 3) if ref is None else ref, kl_coef))
     speed = np.linalg.norm(velocity, axis=-1, keepdims=True)
@@ -99,7 +98,7 @@ def paths(
     looks: Mapping[Any, Line] | None = None,
     legend: bool = True,
 ) -> None:
-    """The path of one replicate's policy on the triangle, one per value of `hue`: a ring at its start, a dot at its end.
+    """One replicate's policies as a path, one per value of `hue`: a ring at its start, a dot at its end.
 
     metrics: the stored metrics that hold the three probabilities, by round. Raises MissingData if there are none.
     """
@@ -157,7 +156,7 @@ def gaps(
     looks: Mapping[Any, Line] | None = None,
     legend: bool = True,
 ) -> None:
-    """`metric` over oracle evaluations on a logarithmic axis: the median game as a thick line, every game as a thin one.
+    """`metric` over oracle evaluations, on a logarithmic axis: the median game thick, every single game thin.
 
     A mean would show the worst game alone. With exact feedback a round is one evaluation. Values below `lowest` are
     drawn there. single: draw the thin lines.

@@ -173,7 +173,7 @@ def fit_bradley_terry(wins: Tensor, *, ridge: float = 1e-6, start: Tensor | None
     deviance = 2 * (free - won * log(margin) - lost * log(-margin)).sum(-1)
     freedom = ((won + lost) > 0).sum(-1) - A + components(wins).reshape(-1)
     parts = (fit.theta, deviance.clamp_min(0.0), freedom, fit.converged)
-    return BradleyTerryFit(*(part.reshape(*lead, *part.shape[1:]) for part in parts))
+    return BradleyTerryFit(*(part.reshape((*lead, *part.shape[1:])) for part in parts))
 
 
 def components(wins: Tensor) -> Tensor:

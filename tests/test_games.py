@@ -151,7 +151,7 @@ def test_identities_between_methods() -> None:
         ("mirror_descent", 600, {"step_size": 0.5}),
         ("egpo", 600, {"step_size": 0.8}),
         ("nash_mp", 400, {}),
-        ("mpo", 900, {"period": 0}),
+        ("mpo", 900, {"period": None}),
         ("best_response", 900, {"damping": 0.1}),
     ],
 )
@@ -282,7 +282,7 @@ def test_metrics_of_a_game() -> None:
 
 def test_bad_step_sizes() -> None:
     for name in ("mirror_descent", "egpo", "nash_mp", "mpo", "comal", "omwu", "mwu", "nash_md", "nash_ema"):
-        with pytest.raises(ValueError, match="step_size: must be > 0"):
+        with pytest.raises(ValueError, match="step_size: must be a number > 0"):
             algorithms.create(name, step_size=0.0)
     with pytest.warns(UserWarning, match=r"step_size: 10 >= 2 / kl_coef = 10 is unstable"):
         run("mirror_descent", 1, step_size=10.0)

@@ -24,6 +24,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from simbandit.algorithms.checks import check
 from simbandit.draws import Round
 from simbandit.policies import Tabular, normalise
 from simbandit.policies import uniform as uniform_law
@@ -111,9 +112,9 @@ def sampled_payoff(state: GameState, contexts: Contexts, actions: Tensor, label:
     return total * (n_offered / (label.shape[1] * weights))[..., None]
 
 
-def _check(step_size: float) -> None:
-    if not step_size > 0:
-        raise ValueError(f"step_size: must be > 0, got {step_size}")
+def stable_step(kl_coef: float) -> float:
+    """k / (k^2 + 1/4): half the stability limit of mirror descent in the worst game, where omega = 1/2."""
+    return kl_coef / (kl_coef**2 + 0.25)
 
 
 @dataclass(frozen=True)
@@ -121,18 +122,19 @@ class MirrorDescent(GameDynamics):
     """theta <- (1 - s k) theta + s k ref + s g(pi): mirror descent on the regularised game.
 
     The exact form of INPO (2407.00617, eq. 5; their eta is 1 / s) and the gradient flow of Online IPO (2403.08635).
-    Guarantee: with s = 2 / (k (t + 2)) KL(pi* || pi_t) = O(1 / t) (`schedule` True); a constant step converges locally
-    iff s < 2 k / (k^2 + omega^2), and cycles beyond. Complexity O(X A^2) a round, the oracle's.
+    step_size: None takes k / (k^2 + 1/4), half the stability limit in the worst game. Guarantee: with s = 2 / (k (t + 2))
+    (`schedule`) KL(pi* || pi_t) = O(1 / t); a constant step converges locally iff s < 2 k / (k^2 + omega^2), and cycles
+    beyond. Complexity O(X A^2) a round, the oracle's.
     """
 
-    step_size: float = 0.5
+    step_size: float | None = None
     schedule: bool = False
 
     def __post_init__(self) -> None:
-        _check(self.step_size)
+        check(self, positive=("step_size",))
 
     def init(self, setting: Setting) -> GameState:
-        if not self.schedule and self.step_size >= 2 / setting.kl_coef:
+        if not self.schedule and (self.step_size or 0.0) >= 2 / setting.kl_coef:
             warnings.warn(
                 f"step_size: {self.step_size:g} >= 2 / kl_coef = {2 / setting.kl_coef:g} is unstable in every game "
                 "(locally stable below 2 kl_coef / (kl_coef^2 + omega^2))",
@@ -145,7 +147,7 @@ class MirrorDescent(GameDynamics):
 
     def step(self, state: GameState, g: Tensor) -> Tensor:
         k = state.setting.kl_coef
-        s = 2 / (k * (state.t + 2)) if self.schedule else self.step_size
+        s = 2 / (k * (state.t + 2)) if self.schedule else self.step_size or stable_step(k)
         return (1 - s * k) * state.theta + s * k * state.ref + s * g
 
 
@@ -160,7 +162,7 @@ class MultiplicativeWeights(GameDynamics):
     step_size: float = 0.5
 
     def __post_init__(self) -> None:
-        _check(self.step_size)
+        check(self, positive=("step_size",))
 
     def query(self, state: GameState) -> Tensor:
         return state.theta
@@ -178,7 +180,7 @@ class OptimisticWeights(GameDynamics):
     step_size: float = 0.25
 
     def __post_init__(self) -> None:
-        _check(self.step_size)
+        check(self, positive=("step_size",))
 
     def query(self, state: GameState) -> Tensor:
         return state.theta
@@ -202,17 +204,18 @@ class NashMD(GameDynamics):
     of the step stays v.
     """
 
-    step_size: float = 0.5
+    step_size: float | None = None
     schedule: bool = False
     mixture: float | None = None
 
     def __post_init__(self) -> None:
-        _check(self.step_size)
+        check(self, positive=("step_size",))
         if self.mixture is not None and not 0 <= self.mixture <= 1:
             raise ValueError(f"mixture: must lie in [0, 1], got {self.mixture}")
 
     def _size(self, state: GameState) -> float:
-        return 2 / (state.setting.kl_coef * (state.t + 2)) if self.schedule else self.step_size
+        k = state.setting.kl_coef
+        return 2 / (k * (state.t + 2)) if self.schedule else self.step_size or stable_step(k)
 
     def query(self, state: GameState) -> Tensor:
         weight = self._size(state) * state.setting.kl_coef if self.mixture is None else self.mixture
@@ -232,20 +235,21 @@ class NashEMA(GameDynamics):
     (1 - decay) theta. No guarantee is given there for it. decay = 0 is mirror descent.
     """
 
-    step_size: float = 0.5
+    step_size: float | None = None
     decay: float = 0.9
 
     def __post_init__(self) -> None:
-        _check(self.step_size)
-        if not 0 <= self.decay < 1:
+        check(self, positive=("step_size",))
+        if self.decay >= 1:
             raise ValueError(f"decay: must lie in [0, 1), got {self.decay}")
 
     def query(self, state: GameState) -> Tensor:
         return state.memory.get("average", state.theta)
 
     def step(self, state: GameState, g: Tensor) -> Tensor:
-        pull = self.step_size * state.setting.kl_coef
-        theta = (1 - pull) * state.theta + pull * state.ref + self.step_size * g
+        s = self.step_size or stable_step(state.setting.kl_coef)
+        pull = s * state.setting.kl_coef
+        theta = (1 - pull) * state.theta + pull * state.ref + s * g
         average = state.memory.get("average", state.theta)
         state.memory["average"] = offered(state, self.decay * average + (1 - self.decay) * offered(state, theta))
         return theta
@@ -257,20 +261,21 @@ class ExtraGradient(GameDynamics):
     step.
 
     Source: 2503.08942; the rate after Cen, Wei, Chi: KL(pi* || pi_t) <= (1 - s k)^t KL(pi* || pi_0) for
-    s <= 1 / (k + 1), last iterate. `policy` is theta, also between the half step and the step.
+    s <= 1 / (k + 1), last iterate; None takes that limit. `policy` is theta, also between the half step and the step.
     """
 
-    step_size: float = 0.5
+    step_size: float | None = None
 
     def __post_init__(self) -> None:
-        _check(self.step_size)
+        check(self, positive=("step_size",))
 
     def query(self, state: GameState) -> Tensor:
         return state.memory.get("half", state.theta)
 
     def step(self, state: GameState, g: Tensor) -> Tensor:
-        pull = self.step_size * state.setting.kl_coef
-        moved = (1 - pull) * state.theta + pull * state.ref + self.step_size * g
+        s = self.step_size or 1 / (1 + state.setting.kl_coef)
+        pull = s * state.setting.kl_coef
+        moved = (1 - pull) * state.theta + pull * state.ref + s * g
         return _two_phase(state, moved)
 
 
@@ -285,7 +290,7 @@ class MirrorProx(GameDynamics):
     step_size: float = 2.0
 
     def __post_init__(self) -> None:
-        _check(self.step_size)
+        check(self, positive=("step_size",))
 
     def query(self, state: GameState) -> Tensor:
         return state.memory.get("half", state.theta)
@@ -310,16 +315,14 @@ class MagneticDescent(GameDynamics):
     rounds.
 
     Source: 2410.16714 (magnetic mirror descent; the inner rate (1 + s k)^-t for s <= k / L^2). With resets the last
-    iterate goes to the unregularised equilibrium; period 0 keeps the reference and goes to the regularised one.
+    iterate goes to the unregularised equilibrium; period None keeps the reference and goes to the regularised one.
     """
 
-    step_size: float = 0.5
-    period: int = 100
+    step_size: float | None = None
+    period: int | None = 100
 
     def __post_init__(self) -> None:
-        _check(self.step_size)
-        if self.period < 0:
-            raise ValueError(f"period: rounds between resets, or 0 for none, got {self.period}")
+        check(self, positive=("step_size",))
 
     def query(self, state: GameState) -> Tensor:
         return state.theta
@@ -328,8 +331,9 @@ class MagneticDescent(GameDynamics):
         if self.period and state.t and state.t % self.period == 0:
             state.memory["magnet"] = state.theta
         magnet = state.memory.get("magnet", state.ref)
-        pull = self.step_size * state.setting.kl_coef
-        return (state.theta + pull * magnet + self.step_size * g) / (1 + pull)
+        s = self.step_size or stable_step(state.setting.kl_coef)
+        pull = s * state.setting.kl_coef
+        return (state.theta + pull * magnet + s * g) / (1 + pull)
 
 
 @dataclass(frozen=True)
@@ -341,13 +345,11 @@ class Comal(GameDynamics):
     paper: INPO or multiplicative weights), with a fixed number of steps; two rounds each.
     """
 
-    step_size: float = 0.5
+    step_size: float | None = None
     inner: int = 100
 
     def __post_init__(self) -> None:
-        _check(self.step_size)
-        if self.inner < 1:
-            raise ValueError(f"inner: must be at least 1 step, got {self.inner}")
+        check(self, positive=("step_size",))
 
     def query(self, state: GameState) -> Tensor:
         return state.memory.get("half", state.theta)
@@ -356,8 +358,9 @@ class Comal(GameDynamics):
         if state.t % (2 * self.inner) == 0:
             state.memory["anchor"] = state.theta
         anchor = state.memory["anchor"]
-        pull = self.step_size * state.setting.kl_coef
-        return _two_phase(state, (1 - pull) * state.theta + pull * anchor + self.step_size * g)
+        s = self.step_size or 1 / (1 + state.setting.kl_coef)
+        pull = s * state.setting.kl_coef
+        return _two_phase(state, (1 - pull) * state.theta + pull * anchor + s * g)
 
 
 @dataclass(frozen=True)
@@ -368,7 +371,8 @@ class BestResponse(GameDynamics):
     damping: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.damping <= 1:
+        check(self, positive=("damping",))
+        if self.damping > 1:
             raise ValueError(f"damping: must lie in (0, 1], got {self.damping}")
 
     def query(self, state: GameState) -> Tensor:

@@ -221,7 +221,7 @@ def information_ratio_maximiser(
     """argmax over pi2 of || E_x psi(x, pi1, pi2) ||_inverse as log-probabilities (R, X, A): see `OELHF`. Ties between
     actions are uniform. features (R, X, A, d) may be the pool's with an intercept; inverse (R, p, p)."""
     offered = ~torch.isneginf(pool.ref_log_probs)
-    R, X, A = offered.shape
+    R, X = log_pi1.shape[:2]
     weights = log_pi1.new_full((R, X), 1 / X) if pool.weights is None else pool.weights
     mean = torch.einsum("rxa,rxad->rxd", log_pi1.exp(), features)
     psi = _deviations(features, log_pi1)
@@ -326,7 +326,7 @@ class NashETC:
     def _commits(self, setting: Setting) -> int:
         """The first round after exploration, at least 1."""
         fraction = setting.rounds ** (-1 / 3) if self.first_stage is None else self.first_stage
-        return max(1, math.ceil(fraction * setting.rounds))
+        return max(1, math.ceil(fraction * setting.rounds - 1e-9))
 
 
 @dataclass

@@ -57,12 +57,19 @@ class Case(NamedTuple):
         return f"{self.name}-{self.feedback}-{'features' if self.features else 'table'}"
 
 
-CASES = [
-    Case(name, feedback, features)
-    for name in algorithms.names()
-    for feedback in algorithms.create(name).feedbacks
-    for features in ((True,) if algorithms.create(name).needs_features else (True, False))
-]
+def cases() -> Iterator[Case]:
+    """Every algorithm with every feedback that it learns from; where it needs no features, without them, and once
+    with."""
+    for name in algorithms.names():
+        algorithm = algorithms.create(name)
+        for i, feedback in enumerate(algorithm.feedbacks):
+            if algorithm.needs_features or i == 0:
+                yield Case(name, feedback, True)
+            if not algorithm.needs_features:
+                yield Case(name, feedback, False)
+
+
+CASES = list(cases())
 
 
 class Watched:
@@ -107,10 +114,14 @@ class Batch(NamedTuple):
 
 
 def batch(case: Case, replicates: int = 2, size: int = 48, seed: int = 1) -> Batch:
-    """A batch of random actions with answers that no truth stands behind."""
+    """A batch of random actions (or policies) with answers that no truth stands behind."""
     instance = case.problem().world.instance(replicates, Draws(seed, replicates))
     pool, rng = instance.pool, np.random.default_rng(seed)
     assert pool is not None
+    if case.feedback == "full":
+        asked = torch.from_numpy(rng.normal(size=(replicates, X, A))).log_softmax(-1)
+        answer = torch.from_numpy(rng.random((replicates, X, A)))
+        return Batch(setting_of(case, pool, replicates, X), pool, asked, answer)
     select = ORACLES[case.feedback].n_select
     index = torch.from_numpy(rng.integers(X, size=(replicates, size)))
     actions = torch.from_numpy(rng.integers(A, size=(replicates, size, select)))
@@ -123,6 +134,7 @@ def batch(case: Case, replicates: int = 2, size: int = 48, seed: int = 1) -> Bat
 
 
 def setting_of(case: Case, pool: Contexts, replicates: int, size: int) -> Setting:
+    """What `simulate` would tell the learner of this pool."""
     reference = LogLinear(torch.zeros(replicates, D).double()) if case.features else Tabular(pool.ref_log_probs)
     return Setting(
         replicates=replicates,
