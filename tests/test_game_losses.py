@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 from typing import Any
@@ -208,14 +209,13 @@ def test_ipo_on_all_duels_so_far_converges_where_iterated_best_response_cycles()
     ref = tensor([[[0.2, 0.5, 0.3]]]).log()
     gap, total, pi, chaser = {}, torch.zeros_like(preference), ref, ref
     nash = solve(preference, ref, 0.25).log_probs
-    for t in range(1, 301):
+    for t in range(1, 101):
         total = total + pairs(pi)
         pi = minimiser(losses.ipo, total, preference, ref, ref, kl_coef=0.25, start=pi)
         chaser = best_response(chaser, preference, ref, 0.25)
         gap[t] = float(kl(nash, pi))
-    assert 0.8 * 100 < gap[30] / gap[300] < 1.25 * 100
-    assert gap[300] < 1e-6
-    assert float(kl(nash, chaser)) > 0.1
+    assert 0.8 * 4 < gap[50] / gap[100] < 1.25 * 4
+    assert float(kl(nash, chaser)) > 1000 * gap[100]
 
 
 def test_sppo_unnormalised_is_exact_and_normalised_differs_from_multiplicative_weights():
@@ -292,9 +292,9 @@ def test_rspo_is_stationary_at_the_equilibrium_of_its_divergence_and_goes_there(
         close(nash, solve(preference, ref, kl_coef).log_probs, 1e-11)
     close(minimiser(LOSSES[name], pairs(nash), preference, ref, nash, kl_coef, start=ref), nash, 1e-8)
     pi = far
-    for _ in range(100):
+    for _ in range(25):
         pi = minimiser(LOSSES[name], pairs(pi), preference, ref, pi, kl_coef)
-    close(pi, nash, 1e-3)
+    assert (kl(nash, pi) < 0.01 * kl(nash, far)).all()
 
 
 def test_inpo_on_the_population_follows_mirror_descent_for_many_rounds():
@@ -383,7 +383,7 @@ def cyclic(n_contexts=2):
 @pytest.mark.parametrize("name", GAMES)
 def test_rows_learn_on_cyclic_preferences(name):
     """Regularised rows fall towards the equilibrium of their game; the averages of the others towards the
-    unregularised one; 256 duels a round leave step_size^2 / 256 of noise."""
+    unregularised one, in 40 rounds by half, while the last iterates circle it."""
     world, oracle = cyclic()
     metrics = ["duality_gap", "unregularised_gap", "kl_to_nash"]
     results = simulate(
@@ -404,25 +404,29 @@ def test_rows_learn_on_cyclic_preferences(name):
     else:
         pi = results.policy.log_probs(world.instance(4, Draws(0, 4)).evaluation).exp()
         average = 2 * (tensor(RPS) @ pi[..., None]).amax((-1, -2)).mean() - 1
-        assert average < 0.4 * means["unregularised_gap"].loc[0]
+        assert average < 0.6 * means["unregularised_gap"].loc[0]
+        assert average < 0.6 * means["unregularised_gap"].loc[20:].max()
 
 
 def test_the_inpo_row_follows_exact_mirror_descent_to_sampling_error():
-    """A fit's log-odds err by about step_size / sqrt(batch_size pi): .5 / sqrt(4000) = .008 a round, over 6 rounds;
-    with soft labels only the pairs drawn are random, and the error of a round's target is smaller."""
+    """A round's log-odds err by about step_size / (2 sqrt(batch_size pi)) = .25 / sqrt(4000) = .004, so 6 rounds, of
+    which the earlier ones fade, by .01: with 25 times the duels a fifth of that. Soft labels still leave the pairs."""
     world, oracle = cyclic(1)
     options: dict[str, Any] = {"rounds": 6, "metrics": ["duality_gap"], "record": [6]}
-    exact = simulate(Problem(world, FullInformation(oracle), KL), algorithms.create("mirror_descent"), **options)
+    exact = simulate(
+        Problem(world, FullInformation(oracle), KL), algorithms.create("mirror_descent", step_size=0.5), **options
+    )
     evaluation = world.instance(1, Draws(0, 1)).evaluation
     target = exact.policy.log_probs(evaluation)
     assert (target - evaluation.ref_log_probs).abs().max() > 0.25
-    error = {}
-    for labels, judge in (("hard", oracle), ("soft", SoftLabels(oracle))):
-        row = algorithms.create("inpo", step_size=0.5)
-        run = simulate(Problem(world, judge, KL), row, batch_size=20_000, replicates=3, **options)
-        error[labels] = float((run.policy.log_probs(evaluation) - target).abs().max())
-    assert error["hard"] < 0.06
-    assert error["soft"] < 0.06
+    row = algorithms.create("inpo", step_size=0.5)
+    for judge in (oracle, SoftLabels(oracle)):
+        error = []
+        for batch_size in (20_000, 800):
+            run = simulate(Problem(world, judge, KL), row, batch_size=batch_size, replicates=8, **options)
+            error.append(float((run.policy.log_probs(evaluation) - target).square().mean().sqrt()))
+        assert error[0] < 0.01
+        assert 3 < error[1] / error[0] < 8
 
 
 def test_the_mixture_plays_between_the_policy_and_the_reference():
@@ -462,4 +466,4 @@ def test_create_changes_a_rows_loss_and_step():
     for name in GAMES:
         made: Any = algorithms.create(name)
         assert isinstance(made, Direct)
-        assert made == Direct(**{f: getattr(made, f) for f in made.__dataclass_fields__})
+        assert made == Direct(**{f.name: getattr(made, f.name) for f in dataclasses.fields(made)})

@@ -115,21 +115,22 @@ def test_exp3_takes_the_step_of_its_theorem_and_outputs_what_is_asked():
 
 @pytest.mark.parametrize("name", ["self_play_exp3", "sparring_exp3"])
 def test_exp3s_average_meets_its_bound_on_a_cycle(name):
-    """2 sqrt(2 A log A / n) with n = 3,000 is .094; the uniform policy has .067 and the starting corner of the last
-    iterate's orbit far more, so the distance to the von Neumann winner is asked for as well."""
+    """2 sqrt(2 A log A / n) with n = 3,000 plays is .094; the mean of 48 averages comes to the winner itself, which is
+    .06 from the uniform start."""
     problem = Problem(flat_world(), PreferenceTable(CYCLE), 0.3)
     results = simulate(
         problem,
         algorithms.create(name),
-        rounds=3_000,
+        rounds=1_000,
+        batch_size=3,
         replicates=48,
         metrics=["unregularised_gap"],
-        record=[10, 100, 1_000, 3_000],
+        record=[1_000],
     )
     assert results.final("unregularised_gap").mean() < 2 * math.sqrt(2 * 3 * math.log(3) / 3_000)
     instance = problem.world.instance(48, Draws(0, 48))
     law = results.policy.log_probs(instance.evaluation).exp()[:, 0].mean(0)
-    np.testing.assert_allclose(law, NASH, atol=0.03)
+    np.testing.assert_allclose(law, NASH, atol=0.02)
 
 
 def test_exp3_finds_the_better_action_of_each_context():

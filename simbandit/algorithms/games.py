@@ -122,9 +122,9 @@ class MirrorDescent(GameDynamics):
     """theta <- (1 - s k) theta + s k ref + s g(pi): mirror descent on the regularised game.
 
     The exact form of INPO (2407.00617, eq. 5; their eta is 1 / s) and the gradient flow of Online IPO (2403.08635).
-    step_size: None takes k / (k^2 + 1/4), half the stability limit in the worst game. Guarantee: with s = 2 / (k (t + 2))
-    (`schedule`) KL(pi* || pi_t) = O(1 / t); a constant step converges locally iff s < 2 k / (k^2 + omega^2), and cycles
-    beyond. Complexity O(X A^2) a round, the oracle's.
+    step_size: None takes k / (k^2 + 1/4), half the stability limit in the worst game. Guarantee: with s = 2 / (k (t +
+    2)) (`schedule`) KL(pi* || pi_t) = O(1 / t); a constant step converges locally iff s < 2 k / (k^2 + omega^2), and
+    cycles beyond. Complexity O(X A^2) a round, the oracle's.
     """
 
     step_size: float | None = None
