@@ -1,17 +1,20 @@
 """Three dice in a circle: every form of IPO played online finds the uniform equilibrium, offline IPO does not.
 
-Munos et al. 2023 (2312.00886): dice {2,4,9}, {1,6,8}, {3,5,7}, each beats the next with probability 5/9; the Nash policy
-is uniform. Their worked iterate: pi = (.6, .3, .1), uniform reference, mixture .5 -> (.473, .334, .193), and with
-kl_coef .1, step 5 the next iterate is (.491, .309, .200).
-Calandriello et al. 2024 (2403.08635), appendix E, figure 6: trajectories on the simplex of a cyclic game at kl_coef .1 for
-several mixture weights; the text's offline optimum for pairs of (.6, .3, .1) is (.365, .247, .388). We could not retrieve
-the entries of the figure's matrix; the dice have the text's 5/9.
+Munos et al. 2023 (2312.00886): dice {2,4,9}, {1,6,8}, {3,5,7}, each beats the next with probability 5/9; the Nash
+policy is uniform. Their worked iterate: pi = (.6, .3, .1), uniform reference, mixture .5 -> (.473, .334, .193), and
+with kl_coef .1, step 5 the next iterate is (.491, .309, .200).
+Calandriello et al. 2024 (2403.08635), appendix E, figure 6: trajectories on the simplex of a cyclic game at kl_coef .1
+for several mixture weights; the text's offline optimum for pairs of (.6, .3, .1) is (.365, .247, .388). We could not
+retrieve the entries of the figure's matrix; the dice have the text's 5/9.
 
 Grid, exact (`FullInformation`), 400 steps of size .5 from (.6, .3, .1) at kl_coef .1: Online IPO and IPO-MD with weight
-b = .125, .5, 1 as the mirror flow of their expected loss, theta <- theta + s (k (ref - theta) + g(pi^(1-b) ref^b)), with
-a uniform reference and with the reference (.6, .3, .1); offline IPO, whose opponent stays (.6, .3, .1). Loss-fitted
-rows (`online_ipo`, `ipo_md`) on 64 duels a round, reference (.6, .3, .1). At a uniform reference all weights share the
-equilibrium; at a skewed one only the mixture is one, of kl_coef / (1 - b) (their Proposition 5.2).
+b = .125, .5, 1 as the mirror flow of their expected loss, theta <- theta + s (k (ref - theta) + g(pi^(1-b) ref^b)),
+with a uniform reference and with the reference (.6, .3, .1); offline IPO, whose opponent stays (.6, .3, .1). Loss-
+fitted rows (`online_ipo`, `ipo_md`) on 64 duels a round, reference (.6, .3, .1). At a uniform reference all weights
+share the equilibrium; at a skewed one only the mixture is one, of kl_coef / (1 - b) (their Proposition 5.2).
+
+Found: everything holds but the printed offline optimum, which is (.3656, .2478, .3865): the print cuts the first two
+numbers off instead of rounding them, and has the third by subtraction.
 
 What differs: the paper follows the gradient in the logits, weighted by the policy; the mirror flow has the same resting
 points and other paths.
@@ -259,22 +262,33 @@ claims = (
 
 def plot(frame: pd.DataFrame) -> Figure:
     figure, axes = plotting.panels(columns=3, height=2.7)
+    triangle, skewed, fitted = axes[0]
     shown = [*WEIGHTS, "offline IPO"]
     looks = plotting.lines(shown)
-    preference = np.asarray(dice().preference)[0]
-    for ax, (reference, ref), letter in zip(
-        axes[0][:2], (("uniform", (1 / 3,) * 3), ("skewed", START)), "ab", strict=True
-    ):
-        plotting_games.simplex(ax, ("die 1", "die 2", "die 3"), preference=preference, ref=np.asarray(ref), kl_coef=KL)
-        where = {"part": "exact", "reference": reference}
-        plotting_games.paths(ax, frame, "method", where=where, order=shown, looks=looks, legend=False)
-        ax.set_title(f"({letter}) {reference} reference")
-    where = {"part": "sampled"}
-    plotting.curves(
-        axes[0][2], frame, "kl_to_nash", "method", where=where, order=shown[:3], looks=looks, loglog=True, legend=False
+    plotting_games.simplex(
+        triangle, ("die 1", "die 2", "die 3"), preference=np.asarray(dice().preference)[0], kl_coef=KL
     )
-    axes[0][2].set_title("(c) fitted to duels, skewed ref.")
-    handles, texts = axes[0][0].get_legend_handles_labels()
+    where = {"part": "exact", "reference": "uniform"}
+    plotting_games.paths(triangle, frame, "method", where=where, order=shown, looks=looks, legend=False)
+    triangle.set_title("(a) exact, uniform reference")
+    where = {"part": "exact", "reference": "skewed"}
+    how = {"x_label": "step", "looks": looks, "legend": False}
+    plotting_games.gaps(skewed, frame, "kl_to_nash", "method", where=where, order=shown[:4], **how)
+    skewed.set_title("(b) exact, skewed reference")
+    plotting.curves(
+        fitted,
+        frame,
+        "kl_to_nash",
+        "method",
+        where={"part": "sampled"},
+        order=shown[:3],
+        looks=looks,
+        loglog=True,
+        legend=False,
+    )
+    fitted.set_title("(c) fitted, skewed reference")
+    fitted.set_ylabel("")
+    handles, texts = triangle.get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside upper center", ncols=5)
     return figure
 

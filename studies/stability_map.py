@@ -12,8 +12,8 @@ started 1e-5 off the centre: the modulus per iteration, from the ratio of KL(pi*
 below 1e-6 (in one plane of rotation it is geometric to first order), and by what factor the distance sqrt(KL) has
 changed after 2,000 rounds. `threshold`: the step at which the measured modulus crosses 1, by bisection, on
 rock-paper-scissors, COMAL's cycle, Munos' dice and two random games of 10 actions, at three coefficients, started in
-the fastest plane. `far`: rock-paper-scissors at kl_coef .5, .99 of the threshold, from (.98, .01, .01): the criterion is
-local. `moduli`: the extragradient and magnetic descent, per iteration.
+the fastest plane. `far`: rock-paper-scissors at kl_coef .5, .99 of the threshold, from (.98, .01, .01): the criterion
+is local. `moduli`: the extragradient and magnetic descent, per iteration. The random games do not follow --seed.
 
 What differs from the other studies: all runs are exact and deterministic (one replicate, no intervals), and the start
 is set by hand, because in `simulate` every method starts at the reference, which here is the equilibrium.
@@ -62,11 +62,10 @@ METHODS = {"mirror descent": MirrorDescent, "extragradient": ExtraGradient, "mag
 def iterate(
     rule: GameDynamics, oracle: PreferenceOracle, n_actions: int, kl_coef: float, start: Tensor, rounds: int
 ) -> Tensor:
-    """KL(pi* || pi_t), t = 0 ... rounds, under a uniform reference, from the policy with logits log pi* + start (A,)."""
-    table, ref, star = equilibrium_of(oracle, n_actions, kl_coef)
-    world = TableWorld(ref.numpy())
+    """KL(pi* || pi_t), t = 0 ... rounds, with a uniform reference, from the policy of logits log pi* + start (A,)."""
+    _, ref, star = equilibrium_of(oracle, n_actions, kl_coef)
     draws = Draws(0, 1)
-    instance = world.instance(1, draws)
+    instance = TableWorld(ref.numpy()).instance(1, draws)
     pool = instance.evaluation
     setting = Setting(1, rounds, 1, n_actions, None, kl_coef, (0.0, 1.0), pool, Tabular(pool.ref_log_probs), "full", 0)
     with warnings.catch_warnings():
@@ -268,6 +267,9 @@ def plot(frame: pd.DataFrame) -> Figure:
     left.plot(k, 2 * k / (k**2 + 1 / 12), color="black", label=r"$2k/(k^2+\omega^2)$")
     left.set_xscale("log")
     left.set_yscale("log")
+    ticks = [0.02, 0.05, 0.1, 0.2, 0.5]
+    left.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    left.set_xticks([], minor=True)
     left.set_xlabel("kl_coef k")
     left.set_ylabel("step size s")
     left.set_title("(a) rock-paper-scissors, 2000 rounds")
@@ -295,7 +297,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     right.set_xlabel("step size / threshold")
     right.set_ylabel("modulus per iteration")
     right.set_title("(b) measured (marks), closed form (lines)")
-    right.legend()
+    right.legend(loc="lower right")
     return figure
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import optimize
+from torch import Tensor
 
 from simbandit import Problem, algorithms, losses, simulate, worlds
 from simbandit.algorithms.direct import Direct
@@ -29,15 +30,16 @@ LOSSES: dict[str, Any] = {"ipo": losses.ipo} | {n: partial(getattr(losses, n), s
 RSPO = {"rspo_reverse_kl": "reverse_kl", "rspo_forward_kl": "forward_kl", "rspo_chi_squared": "chi_squared"}
 
 
-def tensor(array):
+def tensor(array: Any) -> Tensor:
     return torch.as_tensor(np.asarray(array, dtype=float))
 
 
-def random_game(rng):
+def random_game(rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Preferences (R, C, A, A), intransitive, and three laws (R, C, A)."""
     lower = np.tril(rng.random((R, C, A, A)), -1)
     preference = tensor(lower + np.triu(1 - lower.swapaxes(-1, -2), 1) + np.eye(A) / 2)
-    return preference, *(normalise(tensor(rng.normal(size=(R, C, A)))) for _ in range(3))
+    first, second, third = (normalise(tensor(rng.normal(size=(R, C, A)))) for _ in range(3))
+    return preference, first, second, third
 
 
 def payoff(preference, q):
@@ -247,8 +249,8 @@ def test_pointwise_fits_against_an_independent_optimiser(name):
     preference, ref, last, _ = random_game(np.random.default_rng(6))
     fitted = minimiser(LOSSES[name], pairs(last), preference, ref, last)
     for r, c in ((0, 0), (1, 2)):
-        one = [part[r : r + 1, c : c + 1] for part in (pairs(last), preference, ref, last)]
-        objective = population(LOSSES[name], *one)
+        weight, label, mu, before = (part[r : r + 1, c : c + 1] for part in (pairs(last), preference, ref, last))
+        objective = population(LOSSES[name], weight, label, mu, before)
 
         def value(logits, objective=objective):
             return float(objective(Tabular(normalise(tensor(logits)[None, None]))))
@@ -386,7 +388,7 @@ def test_rows_learn_on_cyclic_preferences(name):
     unregularised one, in 40 rounds by half, while the last iterates circle it."""
     world, oracle = cyclic()
     metrics = ["duality_gap", "unregularised_gap", "kl_to_nash"]
-    results = simulate(
+    results: Any = simulate(
         Problem(world, oracle, KL),
         algorithms.create(name),
         rounds=40,
@@ -413,7 +415,7 @@ def test_the_inpo_row_follows_exact_mirror_descent_to_sampling_error():
     which the earlier ones fade, by .01: with 25 times the duels a fifth of that. Soft labels still leave the pairs."""
     world, oracle = cyclic(1)
     options: dict[str, Any] = {"rounds": 6, "metrics": ["duality_gap"], "record": [6]}
-    exact = simulate(
+    exact: Any = simulate(
         Problem(world, FullInformation(oracle), KL), algorithms.create("mirror_descent", step_size=0.5), **options
     )
     evaluation = world.instance(1, Draws(0, 1)).evaluation
@@ -423,7 +425,7 @@ def test_the_inpo_row_follows_exact_mirror_descent_to_sampling_error():
     for judge in (oracle, SoftLabels(oracle)):
         error = []
         for batch_size in (20_000, 800):
-            run = simulate(Problem(world, judge, KL), row, batch_size=batch_size, replicates=8, **options)
+            run: Any = simulate(Problem(world, judge, KL), row, batch_size=batch_size, replicates=8, **options)
             error.append(float((run.policy.log_probs(evaluation) - target).square().mean().sqrt()))
         assert error[0] < 0.01
         assert 3 < error[1] / error[0] < 8

@@ -51,7 +51,7 @@ def ragged(rng):
     return normalise(logits)
 
 
-def batch(rng, setting, rounds=1):
+def batch(rng: np.random.Generator, setting: Setting, rounds: int = 1) -> Any:
     pool = setting.contexts
     for t in range(rounds):
         index = torch.as_tensor(rng.integers(X, size=(R, B)))
@@ -118,7 +118,7 @@ def test_exp3s_average_meets_its_bound_on_a_cycle(name):
     """2 sqrt(2 A log A / n) with n = 3,000 plays is .094; the mean of 48 averages comes to the winner itself, which is
     .06 from the uniform start."""
     problem = Problem(flat_world(), PreferenceTable(CYCLE), 0.3)
-    results = simulate(
+    results: Any = simulate(
         problem,
         algorithms.create(name),
         rounds=1_000,
@@ -138,7 +138,7 @@ def test_exp3_finds_the_better_action_of_each_context():
     strong = np.array([[[0.5, 0.9], [0.1, 0.5]], [[0.5, 0.1], [0.9, 0.5]]])
     problem = Problem(flat_world(2, 2), PreferenceTable(strong), 0.3)
     for name in ("self_play_exp3", "sparring_exp3"):
-        results = simulate(
+        results: Any = simulate(
             problem, algorithms.create(name), rounds=150, batch_size=5, replicates=8, metrics=["kl_to_ref"]
         )
         pi = results.policy.log_probs(problem.world.instance(8, Draws(0, 8)).evaluation).exp().mean(0)
@@ -151,9 +151,9 @@ def test_exp3_finds_the_better_action_of_each_context():
 
 def test_borda_and_copeland_disagree_where_theory_says_so():
     problem = Problem(flat_world(), condorcet_not_borda(), 0.3)
-    for score, winner in (("borda", 1), ("copeland", 0)):
+    for name, winner in (("borda", 1), ("copeland", 0)):
         # the margin of .02 needs 50,000 duels a pair: standard error .0022, nine of them
-        results = simulate(
+        results: Any = simulate(
             problem,
             CountWinner(score=score, exploration=1.0),
             rounds=10,
@@ -193,7 +193,7 @@ def test_winners_are_those_of_the_counts(score):
 
 def test_counting_explores_for_the_stated_fraction_and_then_commits():
     problem = Problem(flat_world(2, 3), condorcet_not_borda(), 0.3)
-    results = simulate(
+    results: Any = simulate(
         problem, CountWinner(exploration=0.3), rounds=20, batch_size=64, keep_data=True, metrics=["kl_to_ref"]
     )
     assert results.data is not None
@@ -218,7 +218,7 @@ def test_preference_matching_copies_the_annotators_odds_whatever_kl_coef_and_ref
         world = worlds.TableWorld(law, rewards, reward_range=(-5.0, 5.0))
         problem = Problem(world, BradleyTerry(labels="soft"), kl_coef)
         rule = PreferenceMatching(players=("uniform", "uniform"))
-        results = simulate(problem, rule, rounds=4, batch_size=300, replicates=2, metrics=["fit_residual"])
+        results: Any = simulate(problem, rule, rounds=4, batch_size=300, replicates=2, metrics=["fit_residual"])
         tables.append(results.policy.log_probs(world.instance(2, Draws(0, 2)).evaluation))
     np.testing.assert_allclose(tables[0].exp(), np.broadcast_to(target, (2, 2, 3)), rtol=1e-5)  # proximal 1e-6 of 200
     for other in tables[1:]:
@@ -228,7 +228,7 @@ def test_preference_matching_copies_the_annotators_odds_whatever_kl_coef_and_ref
 def test_preference_matching_fits_a_linear_reward_where_there_are_features():
     world = worlds.LinearWorld(6, 5, 2, theta_norm=1.0, reference="softmax")
     problem = Problem(world, BradleyTerry(labels="soft"), 0.05)
-    results = simulate(
+    results: Any = simulate(
         problem, algorithms.create("pm_rlhf"), rounds=5, batch_size=80, replicates=3, metrics=["kl_to_ref"]
     )
     instance = world.instance(3, Draws(0, 3))

@@ -98,9 +98,13 @@ class Question:
         pair = rewards_of(instance, self.contexts, torch.stack([self.first, self.second], -1))
         return pair[..., 0], pair[..., 1]
 
-    def answer(self, products: Tensor) -> Tensor:
-        """Products of `vectors` (..., n, n) as answers."""
-        return products if self.first is None else products[..., 0, 0]
+    def products(self, first: Tensor, second: Tensor) -> Tensor:
+        """Inner products of `vectors` (..., n, m), as answers."""
+        return first @ second.mT if self.first is None else (first * second).sum(-1)[..., 0]
+
+    def differences(self, first: Tensor, second: Tensor) -> Tensor:
+        """First minus second of one number per vector (..., n), as answers."""
+        return first[..., :, None] - second[..., None, :] if self.first is None else (first - second)[..., 0]
 
     def turned(self, law: Callable[[Question], Law]) -> Law:
         """The law of the same pairs shown in the other order: its `win` is that of the second action, shown first."""

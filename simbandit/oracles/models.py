@@ -81,11 +81,11 @@ class Bilinear(PreferenceOracle):
         return self.norm * theta / theta.norm(dim=(-2, -1), keepdim=True)
 
     def bind(self, instance: Any) -> BoundPreference:
-        theta = self.matrix(instance)[:, None]
+        theta = self.matrix(instance)
 
         def prob(question: Question) -> Tensor:
             first, second = question.features()
-            return _linked(question.answer(first @ theta @ second.mT), self.link)
+            return _linked(question.products(_turned(first, theta), second), self.link)
 
         return BoundPreference(self, lambda question: skew(prob, question))
 
@@ -153,23 +153,22 @@ class LinearPreference(PreferenceOracle):
 
             return BoundPreference(self, lambda question: skew(entry, question))
         d = _dim(self, instance)
-        linear = theta[:, None, :d, None] if self.psi != "wedge" else None
+        linear = theta[:, :d] if self.psi != "wedge" else None
         wedge = None
         if self.psi != "difference":
             i, j = torch.triu_indices(d, d, 1, device=theta.device)
             wedge = theta.new_zeros(len(theta), d, d)
             wedge[:, i, j] = theta[:, -len(i) :] if len(i) else theta[:, :0]
-            wedge = (wedge - wedge.mT)[:, None]
+            wedge = wedge - wedge.mT
 
         def prob(question: Question) -> Tensor:
             first, second = question.features()
-            score: Tensor | float = 0.0
+            parts = []
             if linear is not None:
-                score = first @ linear - (second @ linear).mT
+                parts.append(question.differences(*(torch.einsum("rbnd,rd->rbn", x, linear) for x in (first, second))))
             if wedge is not None:
-                score = score + first @ wedge @ second.mT
-            assert isinstance(score, Tensor)
-            return _linked(question.answer(score), self.link)
+                parts.append(question.products(_turned(first, wedge), second))
+            return _linked(sum(parts[1:], parts[0]), self.link)
 
         return BoundPreference(self, lambda question: skew(prob, question))
 
@@ -305,9 +304,14 @@ def _crossed(oracle: PreferenceOracle, left: Tensor, right: Tensor) -> BoundPref
 
     def prob(question: Question) -> Tensor:
         (first, _), (_, second) = question.vectors(left), question.vectors(right)
-        return torch.sigmoid(question.answer(first @ second.mT))
+        return torch.sigmoid(question.products(first, second))
 
     return BoundPreference(oracle, lambda question: skew(prob, question))
+
+
+def _turned(vectors: Tensor, matrix: Tensor) -> Tensor:
+    """Vectors (R or 1, B, n, d) times a matrix of their replicate (R or 1, d, d), which no context copies."""
+    return torch.einsum("rbnd,rde->rbne", vectors, matrix)
 
 
 def _linked(score: Tensor, link: Link) -> Tensor:

@@ -87,12 +87,11 @@ class Population(PreferenceOracle):
             first, second = question.features() if directions is not None else (None, None)
             for k, share in enumerate(shares):
                 if first is not None and second is not None and directions is not None:
-                    direction = directions[k][:, None, :, None]
-                    a, b = first @ direction, second @ direction
+                    a, b = (torch.einsum("rbnd,rd->rbn", x, directions[k]) for x in (first, second))
                 else:
                     assert tables is not None
-                    a, b = question.vectors(tables[k][..., None])
-                total = total + share * torch.sigmoid(question.answer(a - b.mT) / self.temperature)
+                    a, b = (x[..., 0] for x in question.vectors(tables[k][..., None]))
+                total = total + share * torch.sigmoid(question.differences(a, b) / self.temperature)
             assert isinstance(total, Tensor)
             return total
 

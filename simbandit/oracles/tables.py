@@ -192,10 +192,10 @@ class HodgeMix(PreferenceOracle):
         def prob(question: Question) -> Tensor:
             if scores is None:
                 first, second = question.rewards(instance)
+                gradient = first - second
             else:
-                a, b = question.vectors(scores[..., None])
-                first, second = (a[..., 0, 0], b[..., 0, 0]) if question.first is not None else (a, b.mT)
-            return torch.sigmoid(first - second + question.entries(curl))
+                gradient = question.differences(*(x[..., 0] for x in question.vectors(scores[..., None])))
+            return torch.sigmoid(gradient + question.entries(curl))
 
         return BoundPreference(self, lambda question: skew(prob, question))
 

@@ -147,8 +147,8 @@ class LengthBias(PreferenceOracle):
         lengths = self.log_odds * fitted("lengths", self.lengths, instance)
 
         def biased(question: Question, ask: Ask) -> Law:
-            a, b = question.vectors(lengths[..., None])
-            return _tilted(ask(question), question.answer(a - b.mT))
+            a, b = (x[..., 0] for x in question.vectors(lengths[..., None]))
+            return _tilted(ask(question), question.differences(a, b))
 
         return _wrapped(self, instance, biased)
 

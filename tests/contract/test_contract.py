@@ -38,7 +38,8 @@ from tests.contract.problems import (
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=str)
 NAMES = pytest.mark.parametrize("name", algorithms.names())
-SIZES: dict[str, Any] = {"rounds": 6, "batch_size": 7}
+ROUNDS = 4
+SIZES: dict[str, Any] = {"rounds": ROUNDS, "batch_size": 7}
 METRICS = ["suboptimality", "kl_to_ref", "policy_reward_regret", "reward_regret", "cumulative_suboptimality"]
 
 
@@ -274,12 +275,12 @@ def test_a_replicate_is_the_same_alone_and_among_five(case):
 
 @EVERY
 def test_chunks_of_replicates_change_nothing(case, monkeypatch):
-    whole = run(case, replicates=5)
+    whole = run(case, replicates=3)
     module = sys.modules["simbandit.simulate"]
     monkeypatch.setattr(module, "LARGEST_CHUNK", 2)
-    assert chunk_size(case.problem(), 42, 5) == 2
-    parts = run(case, replicates=5)
-    pool = case.problem().world.instance(5, Draws(0, 5)).evaluation
+    assert chunk_size(case.problem(), 7 * ROUNDS, 3) == 2
+    parts = run(case, replicates=3)
+    pool = case.problem().world.instance(3, Draws(0, 3)).evaluation
     by = ["metric", "replicate", "round"]
     one, two = (r.frame().sort_values(by).reset_index(drop=True) for r in (whole, parts))
     assert one.drop(columns="value").equals(two.drop(columns="value"))
@@ -311,9 +312,9 @@ def test_meets_the_contexts_and_the_annotator_that_every_algorithm_meets(case):
     run(case, algorithm=watched, replicates=3, seed=4)
     draws = Draws(4, 3, stream="offline/" if watched.offline else "")
     instance = problem.world.instance(3, draws)
-    oracle, size = problem.oracle.bind(instance), 42 if watched.offline else 7
+    oracle, size = problem.oracle.bind(instance), 7 * ROUNDS if watched.offline else 7
     updates = watched.updates()
-    assert len(updates) == (1 if watched.offline else 6)
+    assert len(updates) == (1 if watched.offline else ROUNDS)
     for t, (contexts, actions, feedback) in enumerate(updates):
         expected = instance.evaluation if case.feedback == "full" else instance.contexts(draws.at(t), size)
         assert contexts.index is not None
@@ -420,7 +421,7 @@ def test_learns_at_all(case):
     """Or the tests of updates would say little: given data, the policy moves (some take several rounds for a step)."""
     data = batch(case)
     start = case.algorithm.policy(case.algorithm.init(data.setting)).log_probs(data.setting.contexts)
-    moved = not torch.allclose(learn(case.algorithm, data, 1 if case.algorithm.offline else 24), start)
+    moved = not torch.allclose(learn(case.algorithm, data, 1 if case.algorithm.offline else 16), start)
     assert moved == (case.name != "uniform")
 
 
