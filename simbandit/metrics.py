@@ -305,9 +305,11 @@ def resolve(
     return resolved
 
 
-def defaults(instance: Instance) -> list[str]:
-    """Cumulative suboptimality needs the policy of every round: by default only where the world is finite."""
+def defaults(instance: Instance, oracle: Any) -> list[str]:
+    """Cumulative suboptimality needs the policy of every round: by default only where the world is finite. Without
+    rewards, the gaps of the game that the oracle poses, where it tells its table."""
     if not getattr(instance, "has_rewards", True):
-        return ["duality_gap", "unregularised_gap", "kl_to_ref", "win_rate_vs_ref"]
+        gaps = ["duality_gap", "unregularised_gap"] if hasattr(oracle, "win_table") else []
+        return [*gaps, "kl_to_ref", "win_rate_vs_ref"]
     names = ["suboptimality", "reward_regret", "cumulative_reward_regret", "kl_to_ref"]
     return names if instance.pool is None else [*names, "cumulative_suboptimality"]

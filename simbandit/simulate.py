@@ -202,7 +202,9 @@ class _Run:
             theta_bound=self.instance.theta_bound,
             device=torch.device(device),
         )
-        asked = metric_registry.defaults(self.instance) if metrics is None else metrics
+        asked = metric_registry.defaults(self.instance, self.oracle) if metrics is None else metrics
+        if not asked:
+            raise ValueError("metrics: needs at least one name; leave it out for the defaults")
         self.metrics = metric_registry.resolve(asked, self.instance.has_rewards)
         self.optimum = self.best = None
         if self.instance.has_rewards:

@@ -84,28 +84,31 @@ class StartedAt(GameDynamics):
         return self.rule.step(state, g)
 
 
-def bradley_terry_limit(preference: Tensor, log_probs: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The scores (..., A) to which Bradley-Terry's maximum likelihood tends when both responses of every duel are drawn
-    from q = exp(log_probs): sum_b q_b (P_ab - sigma(r_a - r_b)) = 0 for every a. Also max |that sum| at the end.
+def both_from(log_probs: Tensor) -> Tensor:
+    """Log-weights (..., A, A) of the pairs of two independent draws of one policy."""
+    return log_probs[..., :, None] + log_probs[..., None, :]
 
-    Newton with steps of log(1 + w) / w, w the step's width, which cannot overshoot (generalised self-concordance).
-    sum_a q_a r_a = 0. Needs a likelihood with a maximum: no set of actions that always beats the rest.
+
+def bradley_terry_limit(preference: Tensor, log_weights: Tensor, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The scores (..., A) to which Bradley-Terry's maximum likelihood tends when the pairs (a, b) of duels have the law
+    w_ab = exp(log_weights) (symmetric, positive): sum_b w_ab (P_ab - sigma(r_a - r_b)) = 0 for every a. Also the
+    largest of these sums at the end, each divided by sum_b w_ab.
+
+    Newton on the divided sums, in which rare actions keep their digits, with steps of log(1 + d) / d, d the step's
+    width, which cannot overshoot (generalised self-concordance). The scores' mean under w is 0. Needs a likelihood with
+    a maximum: no set of actions that always beats the rest.
     """
-    q = log_probs.exp().expand(preference.shape[:-1])
-    r = torch.zeros_like(q) if start is None else start
-    eye = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
-
-    def excess(r: Tensor) -> tuple[Tensor, Tensor]:
-        fitted = torch.sigmoid(r[..., :, None] - r[..., None, :])
-        return ((preference - fitted) @ q[..., None]).squeeze(-1), fitted
-
+    rows = torch.softmax(log_weights, -1).expand(preference.shape)
+    pin = torch.softmax(torch.logsumexp(log_weights, -1), -1).expand(preference.shape[:-1])
+    r = torch.zeros_like(pin) if start is None else start
     for _ in range(200):
-        g, fitted = excess(r)
-        slope = fitted * (1 - fitted) * q[..., None, :]
-        step = torch.linalg.solve(slope.sum(-1)[..., None] * eye - slope + q[..., None, :], g)
+        fitted = torch.sigmoid(r[..., :, None] - r[..., None, :])
+        slope = rows * fitted * (1 - fitted)
+        matrix = torch.diag_embed(slope.sum(-1)) - slope + pin[..., None, :]
+        step = torch.linalg.solve(matrix, (rows * (preference - fitted)).sum(-1))
         width = (step.amax(-1) - step.amin(-1))[..., None].clamp_min(1e-300)
         r = r + step * torch.log1p(width) / width
         if float(width.max()) < 1e-12:
             break
-    r = r - (q * r).sum(-1, keepdim=True)
-    return r, excess(r)[0].abs().amax(-1)
+    fitted = torch.sigmoid(r[..., :, None] - r[..., None, :])
+    return r - (pin * r).sum(-1, keepdim=True), (rows * (preference - fitted)).sum(-1).abs().amax(-1)

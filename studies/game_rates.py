@@ -1,13 +1,14 @@
 """How fast the last iterate nears the regularised equilibrium: Nash-MD and INPO, exact and with duels.
 
-Nash-MD (2312.00886), Theorem 1: KL(pi* || pi_T) <= 8 / (kl_coef^2 (T + 1)) with steps s_t = 2 / (kl_coef (t + 2)). INPO
-(2407.00617), Theorem 4: 32 C^2 / (kl_coef^2 (T + 1)) with the same steps (their eta_t = kl_coef (t + 2) / 2 is 1 / s_t),
-C = max(B kl_coef, 1), where started at the reference B <= 1 / kl_coef, so C = 1. Neither paper plots an exact run.
+Nash-MD (2312.00886), Theorem 1: KL(pi* || pi_T) <= 8 / (kl_coef^2 (T + 1)) with steps s_t = 2 / (kl_coef (t + 2)).
+INPO (2407.00617), Theorem 4: 32 C^2 / (kl_coef^2 (T + 1)) with the same steps (their eta_t = kl_coef (t + 2) / 2 is
+1 / s_t), C = max(B kl_coef, 1), where started at the reference B <= 1 / kl_coef, so C = 1. Neither paper plots an exact
+run.
 
 Grid: games of 10 actions, uniform triangular preferences, softmax of N(0, 1) reference, kl_coef .1, a replicate a game.
-Exact, 10,000 evaluations: both with the schedule; INPO's exact form with the constant step .3. Sampled, 30,000 rounds of
-10 or 100 duels, a uniform action against one of the policy's: both with the schedule; INPO with constant steps .1, .3,
-1. "Sampled" is the exact update with an unbiased estimate of the payoff; INPO as it is run fits a loss instead.
+Exact, 10,000 evaluations: both with the schedule; INPO's exact form with the constant step .3. Sampled, 30,000 rounds
+of 10 or 100 duels, a uniform action against one of the policy's: both with the schedule; INPO with constant steps .1,
+.3, 1. "Sampled" is the exact update with an unbiased estimate of the payoff; INPO as it is run fits a loss instead.
 
 What differs: our notes' sampled runs ask exactly one duel of every action a step; here 10 duels a step fall on the
 actions at random, so that the noise is somewhat larger (variance of a payoff's estimate .25, not p (1 - p)).

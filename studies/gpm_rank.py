@@ -243,7 +243,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     b.set_xticks(at, [truth.replace("Bradley-Terry", "BT") for truth in TRUTHS], rotation=30, ha="right")
     b.set_ylabel("pairs whose favourite is right")
     b.set_title("(b) exact probabilities (dots: 2/3)")
-    b.legend(ncols=2, loc="lower center")
+    b.legend(loc="center right", bbox_to_anchor=(1.0, 0.6))
     rows = frame[(frame["truth"] == "rank 4") & (frame["duels"] != INFINITE)]
     rows = rows.assign(name=[models[m, r] for m, r in zip(rows["model"], rows["rank"], strict=True)])
     plotting.curves(

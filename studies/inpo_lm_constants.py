@@ -172,7 +172,9 @@ def number(
     at: int | None = None,
     part: str = "random",
 ) -> Number:
-    return Number(name, source, metric, {"part": part, "method": method}, value, 0, sense, at, exact=part != "random")
+    return Number(
+        name, source, metric, {"part": part, "method": method}, value, 0, sense, at, exact=part == "transitive"
+    )
 
 
 claims = (
@@ -301,10 +303,11 @@ def plot(frame: pd.DataFrame) -> Figure:
     gap.axvline(3, color="0.6", linewidth=0.8)
     gap.set_ylim(bottom=0)
     gap.set_title("(a) random games; line: round 3")
-    rows = frame[(frame["part"] == "cycle") & (frame["round"] <= 60)]
+    rows = frame[(frame["part"] == "cycle") & (frame["round"] <= 18)]
     for (name, one), look in zip(rows.groupby("metric"), plotting.lines(range(3)).values(), strict=True):
-        path.plot(one["round"], one["value"], color=plotting.PALETTE[5 + int(str(name)[-1])], linestyle=look.dash)
-        path.annotate("abc"[int(str(name)[-1])], (float(one["round"].max()), float(one["value"].iloc[-1])))
+        action, shade = "abc"[int(str(name)[-1])], plotting.PALETTE[5 + int(str(name)[-1])]
+        path.plot(one["round"], one["value"], color=shade, linestyle=look.dash, marker=look.marker, label=action)
+    path.legend(loc="center", facecolor="white", frameon=True, framealpha=0.9)
     path.set_xlabel("round")
     path.set_ylabel("probability of each response")
     path.set_title("(b) exact steps, a cycle of 3")
@@ -316,7 +319,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     stable.set_xscale("log")
     stable.set_yticks([0, 1], ["converges", "goes round"])
     stable.set_xlabel("omega / (sqrt(5) kl_coef)")
-    stable.set_title("(c) planted games, 2,000 rounds")
+    stable.set_title("(c) planted games")
     plotting.legend_above(figure, gap, columns=5)
     return figure
 

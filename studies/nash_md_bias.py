@@ -13,6 +13,9 @@ evaluations; a replicate is a game.
 
 What differs: the notes' four numbers are of one unspecified game; they are shown beside the mean over games and cannot
 be expected to be met closely.
+
+Found: the limit is where predicted, to rounding, and the bias of order s^2. The notes' game is a strongly biased one:
+of 64 games 2 to 5 exceed its numbers, the mean is .4 of them; their ratios (1 : 27 : 115 : 540) are those found here.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from torch import Tensor
 from simbandit import plotting
 from simbandit.algorithms.games import MirrorDescent, NashMD
 from simbandit.equilibrium import best_response, solve
-from simbandit.guarantees import Exponent, Identity, Monotone, Number
+from simbandit.guarantees import Exponent, Monotone, Number
 from simbandit.metrics import Snapshot, kl
 from simbandit.oracles import FullInformation, UniformTriangular
 from simbandit.simulate import Problem
@@ -81,8 +84,11 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Simulation]:
 NOTES = "own notes, 2.3"
 claims = (
     *(
-        Identity(f"{method} ends where predicted (KL)", NOTES, "distance_to_predicted", {"method": method}, 1e-13)
-        for method in ("nash_md", "nash_md, own weight")
+        Number(f"ends where predicted, {text} (KL)", NOTES, "distance_to_predicted", where, 0.0, 1e-13, exact=True)
+        for text, where in (
+            *((f"step {step:g}", {"method": "nash_md", "step": step}) for step in STEPS[2:]),
+            *((f"weight {w:g}, step .5", {"method": "nash_md, own weight", "weight": w}) for w in WEIGHTS),
+        )
     ),
     Exponent(
         "bias KL(pi* || pi) grows as s^2, s <= .5",
@@ -150,12 +156,14 @@ def plot(frame: pd.DataFrame) -> Figure:
     plotting.curves(left, visible, "kl_to_nash", "method", x="step", order=list(names)[:2], legend=False, **common)
     steps = np.array(sorted(frame["step"].unique()))
     rows = frame.take(np.flatnonzero(((frame["method"] == "nash_md") & (frame["metric"] == "kl_to_nash")).to_numpy()))
-    at = rows.take(np.flatnonzero((rows["step"] == 0.1).to_numpy()))["value"].mean()
+    at = rows.take(np.flatnonzero(((rows["step"] == 0.1) & (rows["round"] > 0)).to_numpy()))["value"].mean()
     left.plot(steps, at * (steps / 0.1) ** 2, color="0.4", linewidth=0.8, linestyle=":", label="slope 2")
     left.set_xlabel("step size s")
     left.set_title("(a) bias of a constant step, kl_coef .1")
     left.legend(loc="center left")
     plotting.curves(right, visible, "kl_to_nash", "method", x="weight", order=list(names)[2:], **common)
+    right.set_xticks(WEIGHTS, ["1/32", "1/16", "1/8", "1/4", "1/2"])
+    right.set_xticks([], minor=True)
     right.set_xlabel("weight of the reference in the mixture")
     right.set_title("(b) the weight alone")
     return figure

@@ -40,7 +40,7 @@ from simbandit.policies import argmax, gibbs
 from simbandit.preferences import tabular_mle
 from simbandit.simulate import Problem
 from simbandit.study import Settings, Simulation, Study, Task
-from studies._games import PROBABILITIES, bradley_terry_limit, frame_of, tables, total_variation, world_of
+from studies._games import PROBABILITIES, both_from, bradley_terry_limit, frame_of, tables, total_variation, world_of
 
 Rule = Literal["nash", "reward"]
 RULES: tuple[Rule, ...] = ("nash", "reward")
@@ -66,7 +66,7 @@ def policy_of(rule: Rule, preference: Tensor, ref: Tensor, kl_coef: float) -> Te
     """Log-probabilities (R, X, A); kl_coef 0 is the game, or the reward, without KL."""
     if rule == "nash":
         return minimax(preference).log() if kl_coef == 0 else solve(preference, ref, kl_coef).log_probs
-    scores, _ = bradley_terry_limit(preference, ref)
+    scores, _ = bradley_terry_limit(preference, both_from(ref))
     return argmax(scores, ref) if kl_coef == 0 else gibbs(scores, ref, kl_coef)
 
 

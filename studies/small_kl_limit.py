@@ -298,8 +298,9 @@ def plot(frame: pd.DataFrame) -> Figure:
         marker="",
         label="bound of the random games",
     )
+    a.set_ylabel("duality gap without KL\n[win probability]")
     a.set_title("(a) what KL costs in the original game")
-    a.legend()
+    a.legend(loc="lower right")
     points = {"distance_to_limit": "to the reference's projection", "distance_to_vertex": "to the vertex of the LP"}
     for (metric, text), look in zip(points.items(), plotting.lines(list(points)).values(), strict=True):
         plotting.curves(
@@ -311,7 +312,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     shades = plotting.lines(range(4))
     for action, limit in enumerate(LIMITS["clone"]):
         mass = pivot(select(frame, {"game": "clone", "metric": f"probability_{action}"}), "kl_coef").mean()
-        text = ("rock", "paper", "scissors", "its clone")[action] + f", reference {REFERENCE[action]:g}"
+        text = ("rock", "paper", "scissors", "its clone")[action] + f", ref. {REFERENCE[action]:g}"
         c.plot(
             mass.index.to_numpy(),
             mass.to_numpy(),

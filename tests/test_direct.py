@@ -3,6 +3,7 @@ know."""
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from simbandit import algorithms
+from simbandit import algorithms, losses
 from simbandit.algorithms.direct import Direct
 from simbandit.draws import Draws
 from simbandit.objective import DuelObjective
@@ -26,6 +27,7 @@ SIGNS = np.array([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]) / np.sqrt
 """All signs: features of norm 1 whose covariance over a context's actions is I / 2, so that both penalties agree."""
 WORLD = LinearWorld(features=np.broadcast_to(SIGNS, (X, A, D)), theta="sphere", theta_norm=2.0)
 RANDOM = LinearWorld(X, A, D, reference="softmax")
+FRESH = LinearWorld(None, A, D, n_evaluation=50)
 PLAIN = TableWorld(np.log(np.full((X, A), 1 / A)), np.random.default_rng(0).normal(size=(X, A)), reward_range=(-3, 3))
 
 
@@ -107,7 +109,6 @@ def test_inpo_takes_the_mirror_descent_step(step_size):
     actions = pairs.repeat(X, 1).expand(R, -1, -1)
     duelled = Contexts(index=row, pool=pool)
     ref = Reference()
-    algorithm: Any = algorithms.create("inpo", step_size=step_size)
     weight = Tabular(last).log_probs(duelled, actions).sum(-1).exp()
     objective = DuelObjective(
         contexts=pool,
@@ -117,7 +118,7 @@ def test_inpo_takes_the_mirror_descent_step(step_size):
         label=BradleyTerry().bind(instance).prob(duelled, actions[..., 0], actions[..., 1]),
         last=Tabular(last).log_probs(duelled, actions),
         ref=ref.log_probs(duelled, actions),
-        loss=algorithm._loss(),
+        loss=partial(losses.inpo, step_size=step_size),
         kl_coef=KL,
         anchored=ref.log_probs,
         proximal=0.0,
@@ -131,31 +132,58 @@ def test_inpo_takes_the_mirror_descent_step(step_size):
     torch.testing.assert_close(fitted.log_probs(pool), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_inpo_looks_at_the_last_policy_and_forgets_old_duels():
-    """One round of inpo from pi_1 depends on earlier rounds through pi_1 alone."""
-    problem = Problem(PLAIN, BradleyTerry(), KL)
-    two = run(problem, algorithms.create("inpo"), rounds=2, batch_size=30, replicates=R, keep_data=True)
-    first = run(problem, algorithms.create("inpo"), rounds=1, batch_size=30, replicates=R)
-    rows = two.data[two.data["round"] == 1]
-    row, a, b, label = (
-        torch.tensor(rows[c].to_numpy(copy=True)).view(R, 30) for c in ("context", "first", "second", "preferred")
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A policy that remembers the objectives that its class was asked to minimise."""
+
+    inner: Any
+    seen: list[Any]
+
+    def log_probs(self, contexts: Contexts, actions: Tensor | None = None) -> Tensor:
+        return self.inner.log_probs(contexts, actions)
+
+    def sample(self, contexts: Contexts, uniforms: Tensor) -> Tensor:
+        return self.inner.sample(contexts, uniforms)
+
+    def fit(self, objective: Any) -> tuple["Probe", FitInfo]:
+        fitted, info = self.inner.fit(objective)
+        self.seen.append((self.inner, objective))
+        return Probe(fitted, self.seen), info
+
+
+def objectives(name: str, world: Any, policy: Any, rounds: int = 3, batch_size: int = 30, **fields: Any) -> Any:
+    """What a direct method asked its policy to minimise, round by round, and the data."""
+    probe = Probe(policy, [])
+    problem = Problem(world, BradleyTerry(), KL)
+    options: dict[str, Any] = {"keep_data": True} if world is not FRESH else {}
+    results = run(
+        problem,
+        algorithms.create(name, **fields),
+        rounds=rounds,
+        batch_size=batch_size,
+        replicates=R,
+        policy=probe,
+        metrics=["queries"],
+        **options,
     )
-    seen: list[Tensor] = []
+    return probe.seen, results.data
 
-    class Second(type(algorithms.create("inpo"))):
-        def update(self, state: Any, contexts: Any, actions: Any, feedback: Any, draws: Any) -> Any:
-            state.policy = first.policy  # as if the first round had been learnt
-            pool = state.setting.contexts
-            answer = super().update(
-                state, Contexts(index=row, pool=pool), torch.stack([a, b], -1), label.double(), draws
-            )
-            seen.append(answer[0].policy.log_probs(pool))
-            return answer
 
-    inpo: Any = algorithms.create("inpo")
-    run(problem, Second(**fields_of(inpo)), rounds=1, replicates=R)
+def test_inpo_looks_at_the_last_policy_and_at_the_last_rounds_duels_alone():
     pool = instance_of(PLAIN).pool
-    torch.testing.assert_close(seen[0], two.policy.log_probs(pool), rtol=1e-8, atol=1e-8)
+    seen, data = objectives("inpo", PLAIN, Tabular(pool.ref_log_probs))
+    assert len(seen) == 3
+    for t, (last, objective) in enumerate(seen):
+        rows = data[data["round"] == t]
+        a, b, label = (torch.tensor(rows[c].to_numpy(copy=True)).view(R, 30) for c in ("first", "second", "preferred"))
+        assert torch.equal(objective.actions, torch.stack([a, b], -1))
+        assert torch.equal(objective.label, label)
+        duelled = Contexts(index=objective.row, pool=pool)
+        assert torch.equal(objective.last, last.log_probs(duelled, objective.actions))
+        assert torch.equal(
+            objective.ref, pool.ref_log_probs[torch.arange(R)[:, None], objective.row].gather(-1, objective.actions)
+        )
+    assert not torch.allclose(seen[1][1].last, seen[1][1].ref)
 
 
 @pytest.mark.parametrize("players", [("current", "current"), ("current", "reference"), ("uniform", "reference")])
@@ -308,20 +336,13 @@ def test_a_policy_that_cannot_list_all_actions_learns_too(name):
 
 def test_the_objective_that_a_policy_is_handed_counts_the_same_for_every_kind():
     """A table and a log-linear policy with the same law have the same loss."""
-    values: list[Tensor] = []
-
-    class Probe(Direct):
-        def _objective(self, state: Any, contexts: Any, actions: Any, label: Any) -> Any:
-            objective = super()._objective(state, contexts, actions, label)
-            theta = torch.from_numpy(np.random.default_rng(1).normal(size=(R, D)))
-            linear = LogLinear(theta)
-            table = Tabular(linear.log_probs(state.setting.contexts))
-            values.append(torch.stack([objective(linear), objective(table)]))
-            return objective
-
-    run(Problem(RANDOM, BradleyTerry(), KL), Probe(), rounds=3, batch_size=40, replicates=R)
-    for both in values:
-        torch.testing.assert_close(both[0], both[1], rtol=1e-12, atol=1e-12)
+    pool = instance_of(RANDOM).pool
+    for name in ("online_dpo", "inpo"):
+        seen, _ = objectives(name, RANDOM, LogLinear(torch.zeros(R, D).double()))
+        linear = LogLinear(torch.from_numpy(np.random.default_rng(1).normal(size=(R, D))))
+        table = Tabular(linear.log_probs(pool))
+        for _, objective in seen:
+            torch.testing.assert_close(objective(linear), objective(table), rtol=1e-12, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------- fits
@@ -348,17 +369,8 @@ def test_fits_are_stationary_and_say_so(name, policy):
 
 
 def test_fresh_contexts_are_kept_by_dpo_and_dropped_by_inpo():
-    world = LinearWorld(None, A, D, n_evaluation=50)
-    problem = Problem(world, BradleyTerry(), KL)
-    sizes: dict[str, list[int]] = {"online_dpo": [], "inpo": []}
-    for name, seen in sizes.items():
-        algorithm: Any = algorithms.create(name)
-
-        class Probe(type(algorithm)):
-            def _objective(self, state: Any, contexts: Any, actions: Any, label: Any, seen: list = seen) -> Any:
-                objective = super()._objective(state, contexts, actions, label)
-                seen.append(objective.weight.shape[1])
-                return objective
-
-        run(problem, Probe(**fields_of(algorithm)), rounds=3, batch_size=7)
+    sizes = {}
+    for name in ("online_dpo", "inpo"):
+        seen, _ = objectives(name, FRESH, LogLinear(torch.zeros(R, D).double()), batch_size=7)
+        sizes[name] = [objective.weight.shape[1] for _, objective in seen]
     assert sizes == {"online_dpo": [7, 14, 21], "inpo": [7, 7, 7]}

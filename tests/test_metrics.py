@@ -299,7 +299,7 @@ def test_a_users_own_metric_and_its_sum():
 
 def test_defaults_leave_the_sum_of_gaps_to_finite_worlds():
     instances: list[Any] = [w.instance(1, Draws(0, 1)) for w in (WORLD, LinearWorld(None, A, D, n_evaluation=8))]
-    finite, fresh = (metrics.defaults(instance) for instance in instances)
+    finite, fresh = (metrics.defaults(instance, BradleyTerry()) for instance in instances)
     assert [*fresh, "cumulative_suboptimality"] == finite
     assert fresh == ["suboptimality", "reward_regret", "cumulative_reward_regret", "kl_to_ref"]
 
