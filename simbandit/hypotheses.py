@@ -90,12 +90,17 @@ def _codes(column: str, values: np.ndarray) -> tuple[np.ndarray, tuple[Hashable,
     return codes, tuple(names.tolist())
 
 
-def bradley_terry_test(duels: pd.DataFrame | Counts | Tensor, *, simulations: int = 499, seed: int = 0) -> Hypothesis:
+def bradley_terry_test(
+    duels: pd.DataFrame | Counts | Tensor, *, simulations: int = 499, seed: int = 0, ridge: float = 1.0
+) -> Hypothesis:
     """Likelihood-ratio test of Bradley-Terry against a free probability for every pair, by parametric bootstrap.
 
     Per context: fit scores, deviance = 2 (saturated - fitted log-likelihood); then draw the same numbers of duels from
-    the fitted scores `simulations` times and refit. The chi-squared law of the deviance fails for the few duels per
-    pair that human data have; the bootstrap needs only that the fit is near. Adds `freedom` (independent cycles: 0
+    fitted scores `simulations` times and refit. The chi-squared law of the deviance fails for the few duels per pair
+    that human data have. The scores drawn from have a Gaussian prior of variance 1 / ridge: with few duels an action
+    those of maximum likelihood are too extreme, duels drawn from them too predictable, and at ridge -> 0 a test of level
+    5 % rejected a true Bradley-Terry law in 38 % of sparse contexts (2 duels a pair, 15 an action); many duels make
+    the prior irrelevant. Adds `freedom` (independent cycles: 0
     means that this context cannot contradict Bradley-Terry) and `converged` to the rows.
 
     duels: a frame with columns context, first, second, preferred; `count_duels` of any other; or wins (X, A, A) or (A,
@@ -103,7 +108,8 @@ def bradley_terry_test(duels: pd.DataFrame | Counts | Tensor, *, simulations: in
     counts = _counts(duels)
     wins = counts.wins
     fit = fit_bradley_terry(wins)
-    law = torch.sigmoid(fit.scores[..., :, None] - fit.scores[..., None, :])
+    drawn = fit_bradley_terry(wins, ridge=ridge, start=fit.scores).scores
+    law = torch.sigmoid(drawn[..., :, None] - drawn[..., None, :])
     simulated = _simulate(wins, law, simulations, seed, "bradley_terry")
     null = fit_bradley_terry(simulated, start=fit.scores).deviance
     null = torch.where(fit.freedom > 0, null, 0.0)

@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 from numpy.typing import ArrayLike
 
 from simbandit.guarantees.rows import Where, pivot, select
@@ -61,7 +62,7 @@ def simplex(
     ax.plot(*CORNERS[[0, 1, 2, 0]].T, color="0.3", linewidth=0.8, zorder=1)
     sides = (("right", "top"), ("left", "top"), ("center", "bottom"))
     for corner, name, (across, up) in zip(CORNERS, names, sides, strict=True):
-        ax.text(*corner, f" {name} ", ha=across, va=up)
+        ax.text(corner[0], corner[1], f" {name} ", ha=across, va=up)
     if preference is None:
         return
     if np.shape(preference) != (3, 3):
@@ -172,11 +173,13 @@ def gaps(
         look = looks[name]
         text = str((names or {}).get(name, name))
         if single and len(values) > 1:
-            ax.plot(at, values.T, color=look.color, linewidth=0.4, alpha=0.35, zorder=1)
+            ax.plot(at, values.T, color=look.color, linewidth=0.4, alpha=0.25, zorder=1)
         ax.plot(at, np.median(values, axis=0), color=look.color, linestyle=look.dash, label=text, zorder=2)
     ax.set_yscale("log")
     if log_x:
         ax.set_xscale("log")
+    else:
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k
     ax.set_xlabel(x_label)
     ax.set_ylabel(label(metric))
     if legend:

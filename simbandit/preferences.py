@@ -14,6 +14,7 @@ from torch import Tensor
 
 from simbandit.data import Duels
 from simbandit.estimators import Fit, Radius, curvature, logistic_mle, width
+from simbandit.solvers import Local, Solution, minimise, newton_local
 from simbandit.types import Contexts, Info, Setting
 
 SLOPE = 0.25
@@ -161,19 +162,39 @@ def fit_bradley_terry(wins: Tensor, *, ridge: float = 1e-6, start: Tensor | None
     graph scores compare within a component only. ridge: so small that an action that never loses has a finite score."""
     lead, A = wins.shape[:-2], wins.shape[-1]
     flat = wins.reshape(-1, A, A)
-    i, j = torch.triu_indices(A, A, 1, device=wins.device)
-    eye = torch.eye(A, dtype=wins.dtype, device=wins.device)
+    i, j = (flat + flat.mT).sum(0).triu(1).nonzero(as_tuple=True)  # a sparse graph costs its pairs
     won, lost = flat[:, i, j], flat[:, j, i]
-    first = None if start is None else start.expand(*lead, A).reshape(-1, A)
-    fit = logistic_mle((eye[i] - eye[j]).expand(len(flat), -1, -1), won, won + lost, ridge=ridge, start=first)
-    margin = fit.theta[:, i] - fit.theta[:, j]
+    first = wins.new_zeros(len(flat), A) if start is None else start.expand(*lead, A).reshape(-1, A)
+    fit = _fit_scores(won, lost, i, j, ridge, first)
+    margin = fit.argmin[:, i] - fit.argmin[:, j]
     log = torch.nn.functional.logsigmoid
     n = (won + lost).clamp_min(1.0)
     free = torch.special.xlogy(won, won / n) + torch.special.xlogy(lost, lost / n)
     deviance = 2 * (free - won * log(margin) - lost * log(-margin)).sum(-1)
     freedom = ((won + lost) > 0).sum(-1) - A + components(wins).reshape(-1)
-    parts = (fit.theta, deviance.clamp_min(0.0), freedom, fit.converged)
+    parts = (fit.argmin, deviance.clamp_min(0.0), freedom, fit.converged)
     return BradleyTerryFit(*(part.reshape((*lead, *part.shape[1:])) for part in parts))
+
+
+def _fit_scores(won: Tensor, lost: Tensor, i: Tensor, j: Tensor, ridge: float, start: Tensor) -> Solution:
+    """Scores (G, A) from the counts (G, U) of the pairs i[u], j[u], by Newton from `start`."""
+    total, log = won + lost, torch.nn.functional.logsigmoid
+    eye = ridge * torch.eye(start.shape[-1], dtype=won.dtype, device=won.device)
+
+    def local(s: Tensor) -> Local:
+        margin = s[:, i] - s[:, j]
+        value = ridge / 2 * s.square().sum(-1) - (won * log(margin) + lost * log(-margin)).sum(-1)
+        slope = total * torch.sigmoid(margin) - won
+        gradient = (ridge * s).index_add(1, i, slope).index_add(1, j, -slope)
+
+        def hessian() -> Tensor:
+            weight = won.new_zeros(*s.shape, s.shape[-1])
+            weight[:, i, j] = weight[:, j, i] = total * torch.sigmoid(margin) * torch.sigmoid(-margin)
+            return torch.diag_embed(weight.sum(-1)) - weight + eye
+
+        return newton_local(value, gradient, hessian, s, None)
+
+    return minimise(local, start, tolerance=1e-9 * total.sum(-1).clamp_min(1.0))
 
 
 def components(wins: Tensor) -> Tensor:

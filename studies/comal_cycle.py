@@ -88,11 +88,10 @@ def outer_loop(algorithm: Comal, kl_coef: float, outer: int, replicates: int, se
         metrics=METRICS,
         record=range(0, outer * each + 1, each),
     ).frame()
-    rows = frame[frame["metric"] == "kl_to_equilibrium"]
+    rows = frame.loc[frame["metric"] == "kl_to_equilibrium"]
     factor = np.sqrt(rows["value"] / rows.groupby("replicate")["value"].shift())
     theory = kl_coef / math.hypot(kl_coef, OMEGA)
-    after = rows["round"] > 0
-    derived = [rows[after].assign(metric="factor", value=factor[after]), rows.assign(metric="theory", value=theory)]
+    derived = [rows.assign(metric="factor", value=factor).dropna(), rows.assign(metric="theory", value=theory)]
     return pd.concat([frame, *derived], ignore_index=True)
 
 

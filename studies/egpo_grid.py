@@ -21,7 +21,8 @@ game has a network of its own, where the code shares the layers between its game
 are smoothed over 10 updates and cut at 1e-6.
 
 `solved`: the gap is at most 1e-6 at the end. `beyond`: the step exceeds the game's local threshold 2 k / (k^2 +
-omega^2), so mirror descent must not get there; `beyond_and_solved` counts games that contradict this.
+omega^2), so mirror descent must not get there; `beyond_and_solved` counts games that contradict this. `floor`: the mean
+gap over the last fifth of a sampled run.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from simbandit.equilibrium import best_response, duality_gap, frequencies, solve
 from simbandit.guarantees import Exponent, Number, Ordering
 from simbandit.metrics import Snapshot, kl
 from simbandit.oracles import FullInformation, UniformTriangular
-from simbandit.simulate import Problem
+from simbandit.simulate import Problem, simulate
 from simbandit.study import Settings, Simulation, Study, Task
 from simbandit.types import Algorithm
 from simbandit.worlds import LinearWorld
@@ -174,19 +175,9 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Simulation |
     kl_coef, updates, rate, duels = SAMPLED
     for method in ("mirror_descent", "egpo", "nash_md"):
         algorithm, each = exact_methods(kl_coef, rate)[method]
-        grid.append(
-            Simulation(
-                {"mode": "sampled", "kl_coef": kl_coef, "method": method},
-                Problem(world(N_ACTIONS), UniformTriangular(), kl_coef),
-                algorithm,
-                updates * each,
-                settings.replicates,
-                batch_size=duels,
-                seed=settings.seed,
-                metrics=["duality_gap", "kl_to_nash"],
-                record=_spread(updates * each),
-            )
-        )
+        arguments = {"algorithm": algorithm, "kl_coef": kl_coef, "rounds": updates * each, "duels": duels}
+        labels = {"mode": "sampled", "kl_coef": kl_coef, "method": method}
+        grid.append(Task(labels, sampled, arguments, settings.replicates, settings.seed))
     kl_coef, updates, rate, n_actions, width = NEURAL
     for method in ("mirror_descent", "egpo", "nash_md, code"):
         arguments = {
@@ -205,6 +196,28 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Simulation |
 def _spread(rounds: int, points: int = 500) -> list[int]:
     """Evenly spaced even rounds, at which a step of two evaluations is whole."""
     return sorted({2 * int(t) for t in np.linspace(0, rounds // 2, min(points, rounds // 2) + 1).round()})
+
+
+def sampled(
+    algorithm: Algorithm, kl_coef: float, rounds: int, duels: int, replicates: int, seed: int, device: str
+) -> pd.DataFrame:
+    """A run on duels, with `floor`: the mean gap over its last fifth."""
+    frame = simulate(
+        Problem(world(N_ACTIONS), UniformTriangular(), kl_coef),
+        algorithm,
+        rounds=rounds,
+        batch_size=duels,
+        replicates=replicates,
+        seed=seed,
+        device=device,
+        metrics=["duality_gap", "kl_to_nash"],
+        record=_spread(rounds),
+    ).frame()
+    late = frame.loc[(frame["metric"] == "duality_gap") & (frame["round"] >= 0.8 * rounds)]
+    mean = late.groupby("replicate")["value"].mean()
+    floor = pd.DataFrame({"replicate": mean.index, "round": rounds, "metric": "floor", "value": mean.to_numpy()})
+    floor["queries"] = float(rounds * duels)
+    return pd.concat([frame, floor], ignore_index=True)
 
 
 # ----------------------------------------------------------------------------------------------------------- neural
@@ -284,138 +297,72 @@ def neural(
 
 # ----------------------------------------------------------------------------------------------------------- claims
 
-PAPER, NOTES = "2503.08942, simulations", "own notes, 2.9"
+NAMES = {
+    "mirror_descent": "mirror descent (Online IPO 1)",
+    "egpo": "EGPO",
+    "nash_md": "Nash-MD, paper's mixture",
+    "nash_md, code": "Nash-MD, code's mixture",
+    "online_ipo_2": "Online IPO 2 (SGD)",
+    "nash_md_pg": "Nash-MD-PG (SGD)",
+}
+PAPER, NOTES, LINEAR = "2503.08942, simulations", "own notes, 2.9", "own notes, 1.3 and 2.3"
+ROBUST = f"{PAPER} (robust to gradient noise)"
 
 
 def exact(method: str, kl_coef: float) -> dict[str, Any]:
     return {"mode": "exact", "method": method, "kl_coef": kl_coef}
 
 
-def _bias(kl_coef: float) -> Sequence[Any]:
-    return (
-        Number(
-            f"Nash-MD stops where predicted, the paper's mixture, kl_coef {kl_coef:g} (KL)",
-            "own notes, 2.3",
-            "distance_to_predicted",
-            exact("nash_md", kl_coef),
-            0.0,
-            1e-9,
-            exact=True,
-        ),
-        Number(
-            f"Nash-MD stops where predicted, the code's mixture, kl_coef {kl_coef:g} (KL)",
-            "own notes, 2.3",
-            "distance_to_predicted",
-            exact("nash_md, code", kl_coef),
-            0.0,
-            1e-9,
-            exact=True,
-        ),
-        Ordering(
-            f"half the mixture's weight: the bias is less than a third, kl_coef {kl_coef:g}",
-            f"{NOTES}; 2503.08942, released code",
-            "kl_to_nash",
-            {"method": "nash_md, code"},
-            {"method": "nash_md"},
-            {"mode": "exact", "kl_coef": kl_coef},
-            factor=3.0,
-            exact=True,
-        ),
-    )
+def share(
+    name: str, source: str, metric: str, method: str, kl_coef: float, value: float, tolerance: float = 0
+) -> Number:
+    """Of the games, with exact gradients."""
+    return Number(f"{name}, kl_coef {kl_coef:g}", source, metric, exact(method, kl_coef), value, tolerance, exact=True)
+
+
+def egpo_below(other: str, metric: str, factor: float = 1.0, source: str = PAPER, **where: Any) -> Ordering:
+    text = ", ".join(f"{value:g}" if isinstance(value, float) else value for value in where.values())
+    more = "" if factor == 1 else f" times {1 / factor:g}"
+    name = f"{text}: EGPO's {metric.replace('_', ' ')} is below that of {other}{more}"
+    return Ordering(name, source, metric, {"method": "egpo"}, {"method": other}, where, factor=factor)
 
 
 claims = (
+    *(share("EGPO solves every game (gap <= 1e-6)", PAPER, "solved", "egpo", k, 1) for k in EXACT),
+    share("mirror descent solves every game", NOTES, "solved", "mirror_descent", 0.1, 1),
+    share("mirror descent solves about half of the games", NOTES, "solved", "mirror_descent", 0.01, 0.5, 0.2),
+    share("mirror descent solves no game", NOTES, "solved", "mirror_descent", 0.001, 0),
     *(
-        Number(
-            f"EGPO solves every game (gap <= 1e-6), kl_coef {k:g}",
-            PAPER,
-            "solved",
-            exact("egpo", k),
-            1.0,
-            0.0,
-            exact=True,
-        )
+        share("mirror descent solves no game beyond its threshold", LINEAR, "beyond_and_solved", "mirror_descent", k, 0)
         for k in EXACT
     ),
-    Number(
-        "mirror descent solves every game, kl_coef .1", NOTES, "solved", exact("mirror_descent", 0.1), 1, 0, exact=True
-    ),
     *(
-        Number(
-            f"mirror descent solves no game beyond its threshold, kl_coef {k:g}",
-            "own notes, 1.3",
-            "beyond_and_solved",
-            exact("mirror_descent", k),
-            0.0,
-            0.0,
-            exact=True,
-        )
-        for k in EXACT
-    ),
-    Number(
-        "mirror descent solves about half of the games, kl_coef .01",
-        NOTES,
-        "solved",
-        exact("mirror_descent", 0.01),
-        0.5,
-        0.2,
-        exact=True,
-    ),
-    Number(
-        "mirror descent solves no game, kl_coef .001", NOTES, "solved", exact("mirror_descent", 0.001), 0, 0, exact=True
-    ),
-    *(
-        Ordering(
-            f"EGPO ends below {other}, kl_coef {k:g}",
-            PAPER,
-            "duality_gap",
-            {"method": "egpo"},
-            {"method": other},
-            {"mode": "exact", "kl_coef": k},
-        )
+        egpo_below(other, "duality_gap", mode="exact", kl_coef=k)
         for k in EXACT
         for other in ("mirror_descent", "nash_md, code", "online_ipo_2", "nash_md_pg")
         if (k, other) != (0.1, "mirror_descent")  # both end at rounding
     ),
-    Number(
-        "Nash-MD (code) plateaus, kl_coef .1: no game solved",
-        NOTES,
-        "solved",
-        exact("nash_md, code", 0.1),
-        0,
-        0,
+    share("Nash-MD, code's mixture, plateaus: no game solved", NOTES, "solved", "nash_md, code", 0.1, 0),
+    *(
+        share(f"{NAMES[m]}: stops where predicted (KL)", LINEAR, "distance_to_predicted", m, 0.1, 0, 1e-9)
+        for m in ("nash_md", "nash_md, code")
+    ),
+    Ordering(
+        "half the mixture's weight: Nash-MD's bias is less than a third, kl_coef .1",
+        f"{NOTES}; 2503.08942, released code",
+        "kl_to_nash",
+        {"method": "nash_md, code"},
+        {"method": "nash_md"},
+        {"mode": "exact", "kl_coef": 0.1},
+        factor=3.0,
         exact=True,
     ),
-    *_bias(0.1),
-    Ordering(
-        "sampled: EGPO's floor is not above mirror descent's by more than a tenth",
-        f"{PAPER} (robust to gradient noise)",
-        "duality_gap",
-        {"method": "egpo"},
-        {"method": "mirror_descent"},
-        {"mode": "sampled"},
-        factor=1 / 1.1,
-    ),
+    egpo_below("mirror_descent", "floor", 1 / 1.1, ROBUST, mode="sampled"),
     Number(
-        "sampled: EGPO ends below a gap of .01",
-        f"{PAPER} (robust to gradient noise)",
-        "duality_gap",
-        {"mode": "sampled", "method": "egpo"},
-        0.01,
-        0.0,
-        "at most",
+        "sampled: EGPO's floor is below .01", ROBUST, "floor", {"mode": "sampled", "method": "egpo"}, 0.01, 0, "at most"
     ),
-    *(
-        Ordering(
-            f"neural: EGPO ends below {other}",
-            PAPER,
-            "duality_gap",
-            {"method": "egpo"},
-            {"method": other},
-            {"mode": "neural"},
-        )
-        for other in ("mirror_descent", "nash_md, code")
-    ),
+    egpo_below("mirror_descent", "duality_gap", mode="neural"),
+    egpo_below("nash_md, code", "duality_gap", mode="neural"),
     Exponent(
         "neural: EGPO's gap falls at least as t^-1 over the last nine tenths",
         PAPER,
@@ -428,15 +375,6 @@ claims = (
         window=(NEURAL[1] // 5, 2 * NEURAL[1]),
     ),
 )
-
-NAMES = {
-    "mirror_descent": "mirror descent (Online IPO 1)",
-    "egpo": "EGPO",
-    "nash_md": "Nash-MD, paper's mixture",
-    "nash_md, code": "Nash-MD, code's mixture",
-    "online_ipo_2": "Online IPO 2 (SGD)",
-    "nash_md_pg": "Nash-MD-PG (SGD)",
-}
 
 
 def plot(frame: pd.DataFrame) -> Figure:
@@ -457,7 +395,6 @@ def plot(frame: pd.DataFrame) -> Figure:
         ax.set_ylabel("duality gap\n(lower is better)")
         if mode == "sampled":
             ax.set_xlabel("rounds of 100 duels")
-        ax.ticklabel_format(axis="x", style="sci", scilimits=(-2, 4))
         first = first or ax
     axes.flat[-1].set_axis_off()
     assert first is not None

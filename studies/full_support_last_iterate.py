@@ -11,7 +11,7 @@ B random skew, which has the equilibrium p.
 Grid: 64 planted games of 3 and of 5 actions (the equilibrium is unique: a skew matrix of odd size has one null
 direction) and of 10 (a line of equilibria: the rank of a skew matrix is even); multiplicative weights, step 1/2 and the
 theory's sqrt(8 log A / T); optimistic weights, step 1/2 and 1/8; last and average iterates. 20,000 evaluations of P q
-(100,000 with 3 actions and step 1/8), uniform reference and start; the KL coefficient plays no part.
+(100,000 in four cells, so that rates can be read off), uniform reference and start; the KL coefficient plays no part.
 
 `log_rate_ratio`, per game: the slope of log sqrt(KL(p || pi_t)), fitted over the last half of the rounds with KL above
 1e-24, over the prediction: log |x|, x the largest root of x^2 - (1 + 2 i s w) x + i s w = 0 over the frequencies w > 0
@@ -19,6 +19,12 @@ of the game at p (our notes, 1.3), about -(s w)^2 / 2 of the *slowest* rotation.
 only in games where the prediction is e^-10 or less by the end (`folds` >= 10): before that the slowest rotation is not
 yet alone. `gap_growth`: the last gap over the first. `difference`: ONPO's two sequences, kept <- kept + s g(pi_t),
 theta = kept + s g(pi_t), are optimistic weights exactly, if the payoff before the first round is taken to be the first.
+
+Found: the linearisation is exact and the average-iterate theorems hold; but the last iterate of optimistic weights does
+not beat its own average within these 20,000 evaluations, because the slowest rotation rules: at step 1/2 it shrinks by
+a median of e^-32 with 3 actions (there 86 % of the games are ten times better off with the last iterate, and the mean
+is of the others), but only by e^-1.6 with 5 actions and less with 10; at step 1/8 by a sixteenth of these exponents.
+"Linear" is true and of little use where a game has a slow rotation.
 """
 
 from __future__ import annotations
@@ -34,7 +40,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from simbandit import plotting
+from simbandit import plotting, plotting_games
 from simbandit.algorithms.averaging import Averaged
 from simbandit.algorithms.games import GameDynamics, GameState, MultiplicativeWeights, OptimisticWeights
 from simbandit.draws import Draws
@@ -51,6 +57,7 @@ ROUNDS, SIZES = 20_000, (3, 5, 10)
 GAP = "unregularised_gap"
 ORACLE = PlantedEquilibrium()
 SHORT, LONG = 0.125, 0.5
+LONGER = ((3, "omwu, step 1/8"), (5, "omwu"))
 ROUNDING = 1e-24
 FOLDS = 10  # the slowest rotation must shrink e^10 times within the run for its rate to be read off
 
@@ -179,7 +186,7 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Task]:
         for method, rule in rules.items():
             for iterate, algorithm in (("last", rule), ("average", Averaged(rule))):
                 labels = {"method": method, "iterate": iterate, "actions": n}
-                longer = 5 if n == 3 and "1/8" in method else 1
+                longer = 5 if (n, method) in LONGER else 1
                 grid.append(task(labels, dynamics, algorithm=algorithm, n_actions=n, rounds=longer * rounds))
     labels = {"method": "onpo - omwu", "iterate": "last", "actions": 10}
     return [*grid, task(labels, identity, n_actions=10, rounds=300, step_size=SHORT)]
@@ -237,7 +244,7 @@ claims = (
             0.05,
             "at most",
             x="round",
-            window=(100, np.inf),
+            window=(100, ROUNDS),
         )
         for n in SIZES
     ),
@@ -301,25 +308,25 @@ NAMES = {
 
 def plot(frame: pd.DataFrame) -> Figure:
     figure, axes = plotting.panels(columns=3, height=2.6)
-    rows = frame.take(np.flatnonzero((frame["metric"] == GAP).to_numpy()))
-    rows = rows.assign(line=rows["method"] + ", " + rows["iterate"], value=np.maximum(rows["value"].to_numpy(), 1e-16))
+    rows = frame.assign(line=frame["method"] + ", " + frame["iterate"])
+    looks = plotting.lines(list(NAMES))
     for ax, n in zip(axes[0], SIZES, strict=True):
-        plotting.curves(
+        plotting_games.gaps(
             ax,
-            rows,
+            rows.take(np.flatnonzero((rows["round"] <= ROUNDS).to_numpy())),
             GAP,
             "line",
-            x="round",
-            loglog=True,
+            log_x=True,
+            single=False,
+            lowest=1e-9,
             where={"actions": n},
             order=list(NAMES),
             names=NAMES,
+            looks=looks,
             legend=False,
         )
-        ax.set_title(f"{n} actions")
-        ax.set_xlabel("oracle evaluations")
+        ax.set_title(f"{n} actions, median of the games")
         ax.set_ylabel("duality gap without KL\n(lower is better)")
-        ax.set_ylim(1e-9, 2)
     plotting.legend_above(figure, axes[0, 0], columns=3)
     return figure
 

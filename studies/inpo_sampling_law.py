@@ -34,6 +34,7 @@ from simbandit import algorithms, plotting
 from simbandit.draws import Draws
 from simbandit.equilibrium import best_response, duality_gap
 from simbandit.guarantees import Exponent, Identity, Monotone, Number
+from simbandit.guarantees.rows import select
 from simbandit.metrics import Snapshot
 from simbandit.oracles import UniformTriangular
 from simbandit.policies import normalise, uniform
@@ -321,26 +322,23 @@ def plot(frame: pd.DataFrame) -> Figure:
     figure, axes = plotting.panels(columns=3, height=2.6)
     step, path, sampled = axes[0]
     looks = plotting.lines(LAWS)
-    rows = frame[frame["part"] == "one step"]
-    plotting.curves(step, rows, "distance", "law", x="kept", order=LAWS[4:], looks=looks, legend=False)
+    where = {"part": "one step"}
+    plotting.curves(step, frame, "distance", "law", x="kept", where=where, order=LAWS[4:], looks=looks, legend=False)
     for law in LAWS[:4]:
-        mean = rows[(rows["law"] == law) & (rows["metric"] == "distance")]["value"].to_numpy().mean()
+        mean = select(frame, {**where, "law": law, "metric": "distance"})["value"].to_numpy().mean()
         step.axhline(mean, color=looks[law].color, linestyle=looks[law].dash, linewidth=1.0)
     step.set_xscale("log", base=2)
     step.set_ylabel("total variation to the exact step\n(lower is better)")
     step.set_xlabel("K responses drawn")
     step.set_title("(a) one step, exact minimisers")
-    rows = frame[frame["part"] == "iterated"]
-    for law in LAWS:
-        curve = rows[(rows["law"] == law) & (rows["metric"] == "duality_gap")].groupby("round")["value"].mean()
-        look = looks[law]
-        path.plot(curve.index, curve.clip(lower=1e-16), color=look.color, linestyle=look.dash, label=NAMES[law])
+    how = {"x": "round", "order": LAWS, "names": NAMES, "looks": looks, "legend": False}
+    plotting.curves(path, frame, "duality_gap", "law", where={"part": "iterated"}, **how)
     path.set_yscale("log")
+    path.set_ylim(1e-17, 1)
     path.set_xlabel("step")
-    path.set_ylabel(plotting.label("duality_gap"))
     path.set_title("(b) iterated, K = 8")
-    rows = frame[frame["part"] == "sampled"]
-    plotting.curves(sampled, rows, "distance", "law", x="n", loglog=True, order=LAWS[:2], looks=looks, legend=False)
+    how = {"x": "n", "order": LAWS[:2], "looks": looks, "loglog": True, "legend": False}
+    plotting.curves(sampled, frame, "distance", "law", where={"part": "sampled"}, **how)
     sampled.set_xlabel("duels")
     sampled.set_ylabel("total variation to the exact step")
     sampled.set_title("(c) one fit to n duels")

@@ -270,15 +270,16 @@ def plot(frame: pd.DataFrame) -> Figure:
         ("duality_gap", "paid in win probability", plotting.lines(range(4))[2]),
         ("log-odds gap", "paid in log-odds", plotting.lines(range(4))[3]),
     ):
-        rows = frame[(frame["part"] == "with KL") & (frame["kl_coef"] == 0.1) & (frame["learner"] == "reward")]
-        plotting.curves(regularised, rows, metric, "learner", x="curl", names={"reward": text}, looks={"reward": look})
+        where = {"part": "with KL", "kl_coef": 0.1, "learner": "reward"}
+        one = {"names": {"reward": text}, "looks": {"reward": look}}
+        plotting.curves(regularised, frame, metric, "learner", x="curl", where=where, **one)
     regularised.set_yscale("symlog", linthresh=0.01)
     regularised.set_ylim(bottom=-0.001)
     regularised.set_ylabel("duality gap of the reward-based policy\n(lower is better)")
     regularised.set_title("(b) exact, kl_coef .1")
     alike = dict(zip(["online_dpo", "online_ipo"], looks.values(), strict=True))
-    rows = frame[frame["part"] == "sampled"]
-    plotting.curves(sampled, rows, "unregularised_gap", "learner", x="curl", order=list(alike), looks=alike)
+    how = {"x": "curl", "order": list(alike), "looks": alike}
+    plotting.curves(sampled, frame, "unregularised_gap", "learner", where={"part": "sampled"}, **how)
     sampled.set_ylabel("")
     sampled.set_title("(c) 12,800 duels, kl_coef .1")
     for ax in axes[0]:

@@ -210,7 +210,9 @@ def plot(frame: pd.DataFrame) -> Figure:
     online = [method for method in METHODS if method != "GSHF offline"]
     looks = plotting.lines([*METHODS, "optimum"])
     main = {"looks": looks, "legend": False}
-    plotting.curves(gap, frame, "suboptimality", "method", loglog=True, where=MAIN, order=METHODS, **main)
+    offline = {"where": MAIN, "order": ["GSHF offline"], "x": "size"}  # one cell per number of logged duels
+    plotting.curves(gap, frame, "suboptimality", "method", loglog=True, **offline, **main)
+    plotting.curves(gap, frame, "suboptimality", "method", loglog=True, where=MAIN, order=online, **main)
     plotting.curves(regret, frame, "cumulative_reward_regret", "method", where=MAIN, order=online, **main)
     enhancers = {"where": {"panel": "enhancer"}, "order": list(ABLATION.values())}
     plotting.curves(ablation, frame, "suboptimality", "method", loglog=True, **enhancers)

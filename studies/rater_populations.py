@@ -35,6 +35,7 @@ from simbandit import algorithms, plotting
 from simbandit.draws import Draws
 from simbandit.equilibrium import minimax, solve, unregularised_gap
 from simbandit.guarantees import Exponent, Identity, Number, Ordering
+from simbandit.guarantees.rows import pivot, select
 from simbandit.oracles import Population, PreferenceTable, hodge, rater_types
 from simbandit.policies import argmax, gibbs
 from simbandit.preferences import tabular_mle
@@ -255,9 +256,9 @@ def plot(frame: pd.DataFrame) -> Figure:
         share, frame, "probability_0", "rule", x="eps", where=where, order=RULES, names=NAMES, looks=looks, legend=False
     )
     for rule in RULES:
-        rows = frame[(frame["part"] == "exact") & (frame["population"] == "types") & (frame["kl_coef"] == KL)]
-        rows = rows[(rows["rule"] == rule) & (rows["metric"] == "probability_0")].sort_values("eps")
-        share.plot(rows["eps"], rows["value"], color=looks[rule].color, linewidth=0.8, alpha=0.6)
+        rows = select(frame, {**where, "kl_coef": KL, "rule": rule, "metric": "probability_0"})
+        thin = pivot(rows, "eps")
+        share.plot(thin.columns, thin.to_numpy()[0], color=looks[rule].color, linewidth=0.8, alpha=0.6)
     share.set_ylabel("probability of y1")
     share.set_title(f"(a) exact; thin: kl_coef {KL:g}")
     plotting.curves(
@@ -265,8 +266,9 @@ def plot(frame: pd.DataFrame) -> Figure:
     )
     step.set_ylabel("total variation, -eps to eps")
     step.set_title("(b) continuity")
-    rows = frame[frame["part"] == "plug-in"]
-    plotting.curves(learnt, rows, "distance", "rule", x="eps", order=RULES, looks=looks, legend=False)
+    plotting.curves(
+        learnt, frame, "distance", "rule", x="eps", where={"part": "plug-in"}, order=RULES, looks=looks, legend=False
+    )
     learnt.set_ylabel("total variation to the limit\n(lower is better)")
     learnt.set_ylim(bottom=0)
     learnt.set_title("(c) 300 duels a pair")

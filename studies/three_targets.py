@@ -348,12 +348,14 @@ def plot(frame: pd.DataFrame) -> Figure:
         ax.set_xscale("log")
         ax.set_xlabel("kl_coef")
         ax.set_ylim(-0.03, 1.03)
-    rows = frame[(frame["part"] == "sampled") & (frame["game"] == "Bradley-Terry")]
+    where = {"part": "sampled", "game": "Bradley-Terry"}
     order = ["borda", "self_play_exp3", "RLHF", "pm_rlhf"]
     names = {"borda": "Borda count", "self_play_exp3": "self-play EXP3"}
     alike = {rule: looks[target] for rule, target in zip(order, SHOWN, strict=True)}
-    how = {"order": order, "names": names, "looks": alike, "loglog": True}
-    plotting.curves(learnt, rows, "distance to matching", "rule", **how)
+    how = {"order": order, "looks": alike, "loglog": True, "legend": False}
+    plotting.curves(learnt, frame, "distance to matching", "rule", where=where, names=names, **how)
+    learnt.set_ylim(bottom=1e-3)
+    learnt.legend(loc="lower left")
     learnt.set_ylabel("total variation to softmax(r)")
     learnt.set_title("(c) learnt from duels")
     plotting.legend_above(figure, minority)

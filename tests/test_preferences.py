@@ -184,6 +184,22 @@ def test_bradley_terry_fits_its_own_counts_and_misfits_a_cycle():
     assert both.freedom.tolist() == [1, 1, 0]
 
 
+def test_bradley_terry_fits_a_large_sparse_graph_with_an_action_that_never_loses():
+    A = 131
+    draws = np.random.default_rng(5)
+    wins = torch.zeros(A, A, dtype=torch.float64)
+    for a in range(A):
+        for b in draws.choice(A, size=5, replace=False):
+            wins[a, b] += float(a != b)
+    wins[:, 0] = 0.0  # scores of actions like this one are finite thanks to the ridge alone
+    fit = preferences.fit_bradley_terry(wins)
+    assert fit.converged
+    assert fit.freedom == ((wins + wins.mT).triu(1) > 0).sum() - A + 1
+    won = wins.sum(-1)
+    expected = (wins + wins.mT) * torch.sigmoid(fit.scores[:, None] - fit.scores)
+    torch.testing.assert_close(expected.sum(-1) + 1e-6 * fit.scores, won, atol=1e-5, rtol=0)  # the likelihood equations
+
+
 def test_components_of_the_graph_of_comparisons():
     wins = torch.zeros(7, 7, dtype=torch.float64)
     assert preferences.components(wins) == 7
