@@ -97,11 +97,11 @@ def bradley_terry_test(
 
     Per context: fit scores, deviance = 2 (saturated - fitted log-likelihood); then draw the same numbers of duels from
     fitted scores `simulations` times and refit. The chi-squared law of the deviance fails for the few duels per pair
-    that human data have. The scores drawn from have a Gaussian prior of variance 1 / ridge: with few duels an action
-    those of maximum likelihood are too extreme, duels drawn from them too predictable, and at ridge -> 0 a test of level
-    5 % rejected a true Bradley-Terry law in 38 % of sparse contexts (2 duels a pair, 15 an action); many duels make
-    the prior irrelevant. Adds `freedom` (independent cycles: 0
-    means that this context cannot contradict Bradley-Terry) and `converged` to the rows.
+    that human data have. The scores drawn from have a Gaussian prior of variance 1 / ridge. With few duels an action
+    those of maximum likelihood are too extreme and duels drawn from them too predictable: at ridge -> 0 the test of
+    level 5 % rejected a true Bradley-Terry law in 38 % of sparse contexts (2 duels a pair, 15 an action). With many
+    duels the prior does not matter. Adds `freedom` (independent cycles: 0 means that this context cannot contradict
+    Bradley-Terry) and `converged` to the rows.
 
     duels: a frame with columns context, first, second, preferred; `count_duels` of any other; or wins (X, A, A) or (A,
     A). Raises ValueError for labels or counts that are not whole."""

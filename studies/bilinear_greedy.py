@@ -233,7 +233,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         row[2].set_xscale("log")
         row[2].set_xlabel("eta = 1 / kl_coef")
         row[2].set_ylabel("R² for t > 100")
-        row[2].legend(loc="lower center")
+        row[2].legend(loc="center left")
     plotting.legend_above(figure, axes[0, 0], columns=3)
     return figure
 

@@ -149,7 +149,7 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Simulation |
     del tuned  # the learning rates are the paper's
     grid: list[Simulation | Task] = []
     for kl_coef, (updates, rate) in EXACT.items():
-        if settings.smoke and kl_coef < 0.01:
+        if settings.smoke and kl_coef < 0.1:
             continue
         s = step_size(rate, kl_coef)
         for method, (algorithm, each) in exact_methods(kl_coef, rate).items():
@@ -170,15 +170,16 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Simulation |
                     record=_spread(updates * each),
                 )
             )
-    if settings.smoke:
-        return grid
+    shrink = 25 if settings.smoke else 1
     kl_coef, updates, rate, duels = SAMPLED
+    updates //= shrink
     for method in ("mirror_descent", "egpo", "nash_md"):
         algorithm, each = exact_methods(kl_coef, rate)[method]
         arguments = {"algorithm": algorithm, "kl_coef": kl_coef, "rounds": updates * each, "duels": duels}
         labels = {"mode": "sampled", "kl_coef": kl_coef, "method": method}
         grid.append(Task(labels, sampled, arguments, settings.replicates, settings.seed))
     kl_coef, updates, rate, n_actions, width = NEURAL
+    updates //= shrink
     for method in ("mirror_descent", "egpo", "nash_md, code"):
         arguments = {
             "method": method,

@@ -4,7 +4,7 @@ Input: a table of comparisons, one row each, with columns left, right, winner an
 context, question or prompt: --data FILE (CSV or Parquet), or `human_judgments.csv` of the folder in $SIMBANDIT_DATA
 (11,681 crowdsourced judgments between passages that answer 50 questions, 5 to 130 passages each: Yan et al., SIGIR
 2022). Without either a small synthetic stand-in is used (8 questions, half of them with a planted cycle); the figure
-says which. No paper has this figure. A replicate is a question: all intervals are over questions, drawn anew as a whole.
+says which. No paper has this figure. A replicate is a question: all intervals resample questions.
 
 Structure: how many pairs were compared, and whether majorities go round (`has_cycle`: a directed cycle of strict
 majorities; `intransitive_triples`, of those compared in full).
@@ -110,7 +110,7 @@ README, OWN, DERIVED = "the data's description", "own expectation", "derived"
 STRUCTURE = {"analysis": "structure"}
 
 
-def test_of(prior: str, judgments: str = "observed") -> dict[str, Any]:
+def tested(prior: str, judgments: str = "observed") -> dict[str, Any]:
     return {"analysis": "test", "prior": prior, "judgments": judgments}
 
 
@@ -134,7 +134,7 @@ claims = (
             "and genuine ones: more questions than under Bradley-Terry, by .1",
             README,
             "has_cycle_excess",
-            test_of("standard normal"),
+            tested("standard normal"),
             0.1,
             0.0,
             "at least",
@@ -145,7 +145,7 @@ claims = (
             "Bradley-Terry is rejected in more than 5 % of the questions",
             OWN,
             "rejected",
-            test_of("standard normal"),
+            tested("standard normal"),
             LEVEL,
             0.0,
             "at least",
@@ -157,7 +157,7 @@ claims = (
                 f"the test keeps its level (5 %, within 5), prior of what it draws from: {prior}",
                 DERIVED,
                 "rejected",
-                test_of(prior, "simulated"),
+                tested(prior, "simulated"),
                 LEVEL,
                 0.05,
                 "at most",
@@ -170,7 +170,7 @@ claims = (
             "there is more curl than Bradley-Terry's noise has",
             OWN,
             "curl_excess",
-            test_of("standard normal"),
+            tested("standard normal"),
             0.0,
             0.0,
             "at least",
@@ -256,7 +256,7 @@ def dots(ax: Axes, frame: pd.DataFrame, metric: str) -> None:
 def plot(frame: pd.DataFrame) -> Figure:
     figure, axes = plotting.panels(columns=2, rows=2, height=2.5)
     (a, b), (c, d) = axes
-    shown = select(frame, test_of("standard normal"))
+    shown = select(frame, tested("standard normal"))
     curl, null, rejected = (
         pivot(select(shown, {"metric": metric}), "round").to_numpy()[:, 0]
         for metric in ("curl", "curl_null", "rejected")
@@ -281,7 +281,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     shades = plotting.lines(["observed", "simulated"])
     for judgments, look in shades.items():
         for prior, dash in (("none", ":"), ("standard normal", "-")):
-            p = select(frame, {**test_of(prior, judgments), "metric": "p_value"})["value"].sort_values().to_numpy()
+            p = select(frame, {**tested(prior, judgments), "metric": "p_value"})["value"].sort_values().to_numpy()
             words = "judgments" if judgments == "observed" else "Bradley-Terry draws"
             b.step(
                 [0, *p, 1],
