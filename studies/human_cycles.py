@@ -110,7 +110,7 @@ README, OWN, DERIVED = "the data's description", "own expectation", "derived"
 STRUCTURE = {"analysis": "structure"}
 
 
-def tested(prior: str, judgments: str = "observed") -> dict[str, Any]:
+def tests_of(prior: str, judgments: str) -> dict[str, Any]:
     return {"analysis": "test", "prior": prior, "judgments": judgments}
 
 
@@ -134,7 +134,7 @@ claims = (
             "and genuine ones: more questions than under Bradley-Terry, by .1",
             README,
             "has_cycle_excess",
-            tested("standard normal"),
+            tests_of("standard normal", "observed"),
             0.1,
             0.0,
             "at least",
@@ -145,7 +145,7 @@ claims = (
             "Bradley-Terry is rejected in more than 5 % of the questions",
             OWN,
             "rejected",
-            tested("standard normal"),
+            tests_of("standard normal", "observed"),
             LEVEL,
             0.0,
             "at least",
@@ -157,7 +157,7 @@ claims = (
                 f"the test keeps its level (5 %, within 5), prior of what it draws from: {prior}",
                 DERIVED,
                 "rejected",
-                tested(prior, "simulated"),
+                tests_of(prior, "simulated"),
                 LEVEL,
                 0.05,
                 "at most",
@@ -170,7 +170,7 @@ claims = (
             "there is more curl than Bradley-Terry's noise has",
             OWN,
             "curl_excess",
-            tested("standard normal"),
+            tests_of("standard normal", "observed"),
             0.0,
             0.0,
             "at least",
@@ -256,7 +256,7 @@ def dots(ax: Axes, frame: pd.DataFrame, metric: str) -> None:
 def plot(frame: pd.DataFrame) -> Figure:
     figure, axes = plotting.panels(columns=2, rows=2, height=2.5)
     (a, b), (c, d) = axes
-    shown = select(frame, tested("standard normal"))
+    shown = select(frame, tests_of("standard normal", "observed"))
     curl, null, rejected = (
         pivot(select(shown, {"metric": metric}), "round").to_numpy()[:, 0]
         for metric in ("curl", "curl_null", "rejected")
@@ -278,30 +278,23 @@ def plot(frame: pd.DataFrame) -> Figure:
     a.set_ylabel("curl share observed")
     a.set_title("(a) curl, a point per question")
     a.legend()
-    shades = plotting.lines(["observed", "simulated"])
-    for judgments, look in shades.items():
+    for judgments, look in plotting.lines(["observed", "simulated"]).items():
         for prior, dash in (("none", ":"), ("standard normal", "-")):
-            p = select(frame, {**tested(prior, judgments), "metric": "p_value"})["value"].sort_values().to_numpy()
-            words = "judgments" if judgments == "observed" else "Bradley-Terry draws"
-            b.step(
-                [0, *p, 1],
-                [0, *[(i + 1) / len(p) for i in range(len(p))], 1],
-                where="post",
-                color=look.color,
-                linestyle=dash,
-                label=f"{words}, prior: {prior}",
-            )
+            p = select(frame, {**tests_of(prior, judgments), "metric": "p_value"})["value"].sort_values().to_numpy()
+            words = {"observed": "judgments", "simulated": "BT draws"}[judgments] if dash == "-" else None
+            at, share = [0.0, *p, 1.0], [0.0, *((i + 1) / len(p) for i in range(len(p))), 1.0]
+            b.step(at, share, where="post", color=look.color, linestyle=dash, label=words)
     b.plot([0, 1], [0, 1], color="0.4", linewidth=0.7)
     b.set_xlabel("p-value of Bradley-Terry")
-    b.set_ylabel("share of questions at or below")
-    b.set_title("(b) does Bradley-Terry hold?")
+    b.set_ylabel("questions at or below")
+    b.set_title("(b) does it hold? (dotted: simulated without a prior)")
     b.legend(loc="lower right")
     policies = select(frame, {"analysis": "policy"})
     dots(c, policies, "served")
-    c.set_xlabel("mass on the preferred passage (higher is better)")
+    c.set_xlabel("mass on the passage that the rater preferred")
     c.set_title("(c) held-out raters served")
     dots(d, policies, "against_worst")
-    d.set_xlabel("win rate against the worst opponent (higher is better)")
+    d.set_xlabel("win rate against the worst opponent")
     d.set_title("(d) the strongest opposition")
     plotting.legend_above(figure, d, columns=2)
     figure.supxlabel(f"data: {frame['data'].iloc[0]}", fontsize=8)

@@ -74,6 +74,26 @@ def test_p_values_are_uniform_under_bradley_terry():
     assert small.mean() < 0.15
 
 
+def test_the_level_is_kept_where_duels_are_few():
+    """50 contexts of 11 actions, a third of the pairs compared once or twice. Drawn from maximum-likelihood scores, the
+    simulations are too predictable and the test rejects what is true."""
+    draws = np.random.default_rng(4)
+    wins = np.zeros((50, 11, 11))
+    for table, scores in zip(wins, draws.normal(size=(50, 11)), strict=True):
+        for a in range(11):
+            for b in range(a):
+                n = draws.integers(1, 3) * (draws.random() < 1 / 3)
+                won = draws.binomial(n, 1 / (1 + np.exp(scores[b] - scores[a])))
+                table[a, b], table[b, a] = won, n - won
+
+    def rejected(ridge):
+        test = bradley_terry_test(torch.from_numpy(wins), simulations=49, ridge=ridge)
+        return (test.contexts["p_value"].to_numpy() <= 0.05).mean()
+
+    assert rejected(1.0) <= 0.14  # level .05: 8 or more of 50 have probability .004
+    assert rejected(1e-6) > 0.25
+
+
 def test_cycles_are_found_and_the_same_data_give_the_same_answer():
     wins = counts(CYCLE, 200, 1)
     for test in (bradley_terry_test, transitivity_test):
