@@ -14,6 +14,15 @@ and the estimate is renewed when the duels have grown by 5 % (theirs: equilibriu
 20, each with its own features and Theta. The regret numbers claimed are those of our own earlier replica (ridge .1,
 refit every 50 duels, 8 seeds), (5, 20, 5) only; its seeds' deviation was as large as the mean, hence a tolerance of
 half the value.
+
+Regret is that of `policy(state)`: explore-then-commit is charged for its running estimate while it explores, not for
+what it plays.
+
+Found: the replica's numbers are met at every eta, log T fits better up to eta = 10 and sqrt T from 100 on, in both
+sizes, as the lesser of the two bounds predicts. Regret grows like eta^.83, without e^eta. With 32 replicates the slopes
+of the gap itself are not sharp enough for a verdict within .2 at d = 5 (-.99 and -1.09, intervals +- .25), and at eta =
+1,000 the square root leads without certainty. Explore-then-commit is not beaten yet at d = 10 after 10,000 duels: its
+curve is steeper and about to cross.
 """
 
 from __future__ import annotations

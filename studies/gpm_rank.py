@@ -14,6 +14,10 @@ maximum-likelihood Bradley-Terry with the same pseudo-duel.
 Metrics: `score_error`, root mean square of the scores over pairs; `accuracy`, share of pairs whose favourite the model
 names (1/2 for a tie), `kl`, mean over pairs of KL(true coin || model's), nats: the test loss in excess of the best.
 `accuracy_above_two_thirds`: how much the accuracy of a game exceeds 2/3.
+
+Found: all as stated. On cyclic games Bradley-Terry is right on half of the pairs (its fit of a symmetric circle is a
+tie), GPM of rank 2 on all. Rank 4 beats rank 8 on its own truth, by 15 % of the excess loss at 10 duels a pair and by 4
+% at 1,000: cutting the logits' spectrum is worth far less than the five-sixths of the parameters that it saves suggest.
 """
 
 from __future__ import annotations

@@ -24,6 +24,15 @@ stated rule for pairs never compared in a half: called 1/2 ("half"), or taken fr
 and by the other ("held out"), where `served` needs no rule: of the judgments between two passages, the share of the
 policy's mass on the one that the rater preferred; `against_worst` is the win rate against the passage that beats the
 policy most, `win_vs_...` against another policy.
+
+Found on the human judgments: 96 % of the questions hold cycles, and 96 % would if Bradley-Terry held: with 1.9
+judgments a pair, cycles and curl (60 % of the energy, 60 % under Bradley-Terry) are sampling noise. Drawn from
+maximum-likelihood scores the test rejects 46 % of the questions, but also 38 % of those where Bradley-Terry holds; with
+a prior it keeps its level and rejects 4 %, and where judgments are this few it errs towards keeping: "genuine cycles"
+cannot be told from these data, nor excluded. So the three policies please the same people: held-out raters are served
+alike (.60 with the Bradley-Terry rule, .54 with 1/2, where each policy stays closer to the reference), and Nash, which
+wins by construction on the judgments that it was fitted to, keeps no advantage over RLHF on the others, neither on
+average nor against the worst opponent. The rule for pairs never compared matters more than the solution concept.
 """
 
 from __future__ import annotations
@@ -287,7 +296,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     b.plot([0, 1], [0, 1], color="0.4", linewidth=0.7)
     b.set_xlabel("p-value of Bradley-Terry")
     b.set_ylabel("questions at or below")
-    b.set_title("(b) does it hold? (dotted: simulated without a prior)")
+    b.set_title("(b) does it hold? (dotted: no prior)")
     b.legend(loc="lower right")
     policies = select(frame, {"analysis": "policy"})
     dots(c, policies, "served")

@@ -13,10 +13,9 @@ margins .001 to .5, 2,000 rounds; `surprise` is 1 where omega is more than 5 % b
 not at the equilibrium, or more than 5 % above and it is. `cycle`: COMAL's game, the path of the exact steps.
 
 Found: exact steps behave as the notes say. Early stopping helps only while it lasts: with 1 or 3 gradient steps a round
-the policy is less exploitable than the reference after 3 rounds, with 10 it already is not, though it still beats the
-reference more and more often; in the long run all of them end near pure policies. At the stable step size, .007, 100
-rounds hardly move. With 100 steps a round the policy is pure after a few rounds and stays, the loss's gradient being
-weighted by pi_t. The linearised threshold is right in every planted game.
+the policy is less exploitable than the reference after 3 rounds; with 10 it beats the reference more often (.61) and is
+more exploitable all the same (.47 against .26); after 100 rounds all are (.55 to .73), and nearly pure. At the stable
+step size, .007, 100 rounds hardly move. The linearised threshold is right in every planted game.
 
 What differs: tables, not language models; the loss is its expectation, so only the optimiser's early stop is modelled.
 """
@@ -318,7 +317,8 @@ def plot(frame: pd.DataFrame) -> Figure:
         one = pivot(select(frame, {"part": "cycle", "metric": f"probability_{i}"}), "round").to_numpy()[0, :19]
         how = {"color": plotting.PALETTE[5 + i], "linestyle": look.dash, "marker": look.marker, "label": "abc"[i]}
         path.plot(one, **how)
-    path.legend(loc="center", facecolor="white", frameon=True, framealpha=0.9)
+    path.set_ylim(-0.03, 1.25)
+    path.legend(loc="upper center", ncols=3)
     path.set_xlabel("round")
     path.set_ylabel("probability of each response")
     path.set_title("(b) exact steps, a cycle of 3")

@@ -13,6 +13,8 @@ within the sample, labelled by a new duel ("relabelled") or taken as won ("assum
 rates against pi_t under uniform pairs (Online IPO of EGPO's code, DNO's labels). All multisets of K are enumerated.
 `iterated`: 300 steps by each law's minimiser. `sampled`: one fit of `inpo` to n duels on the loop.
 
+Found: all holds, but that with winners assumed the error does not clearly grow with K: it is large from K = 2 on.
+
 What differs: ranking within the sample uses the true win rates instead of 11 noisy comparisons per candidate, which
 makes best and worst of K sharper than the paper's; log-policies are tables.
 """

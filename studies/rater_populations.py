@@ -15,7 +15,7 @@ policies at +eps and -eps. `plug-in`: the same two rules on 300 duels for each p
 infinitely many duels give. `loop`: online DPO and online IPO on 6,400 duels at kl_coef .05.
 
 Found: all of the paper's statements hold. Our own guess that 6,400 duels bring online IPO within .01 nats does not: it
-is at .02 to .03, the noise of win rates being divided by kl_coef.
+is at .02 to .03.
 
 What differs: the paper draws no figure, it states the example; the sampled parts are ours.
 """
