@@ -15,13 +15,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from simbandit import algorithms as algorithms
     from simbandit import data as data
+    from simbandit import equilibrium as equilibrium
     from simbandit import estimators as estimators
     from simbandit import guarantees as guarantees
+    from simbandit import hypotheses as hypotheses
     from simbandit import losses as losses
     from simbandit import metrics as metrics
     from simbandit import oracles as oracles
     from simbandit import plotting as plotting
     from simbandit import policies as policies
+    from simbandit import preferences as preferences
     from simbandit import study as study
     from simbandit import worlds as worlds
     from simbandit.results import Results as Results
@@ -38,13 +41,16 @@ _NAMES = {
 _MODULES = (
     "algorithms",
     "data",
+    "equilibrium",
     "estimators",
     "guarantees",
+    "hypotheses",
     "losses",
     "metrics",
     "oracles",
     "plotting",
     "policies",
+    "preferences",
     "study",
     "worlds",
 )
@@ -54,13 +60,21 @@ __all__ = [
     "Results",
     "algorithms",
     "data",
+    "equilibrium",
     "estimators",
     "guarantees",
+    "hypotheses",
     "load",
     "losses",
     "metrics",
+    "oracles",
+    "plotting",
+    "policies",
+    "preferences",
+    "simulate",
+    "study",
+    "worlds",
 ]
-__all__ += ["oracles", "plotting", "policies", "simulate", "study", "worlds"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,11 +19,11 @@ Smith set, a cycle of 3 that beats the other 5; and four single games: rock-pape
 references, COMAL's game, and one whose Condorcet winner is not its Borda winner. Everything is computed: the intervals
 are over games.
 
-Found: everything exact holds to rounding, and the gap is linear in kl_coef (1.02 to 1.04). Not settled: whether the
-policy nears its limit like kl_coef (.79 and .86, intervals wide): it does game by game, but a few of 100 random games
-are nearly degenerate, settle only below 1e-3, and carry the mean. For the same reason, and because in some games the
-cloned actions are not played at all and both points coincide, the limit is nearer than the vertex by a factor of 16 on
-average but not by ten in the mean difference with certainty.
+Found: everything exact holds to rounding, and the gap is linear in kl_coef (slopes 1.00 to 1.04). Not settled: whether
+the policy nears its limit like kl_coef (.79 and .86, wide intervals). The median game does (1.01), but a few of the
+random games are nearly degenerate, settle only below 1e-3, and carry the mean. For the same reason, and because some
+games do not play the cloned actions at all, so that both points coincide, the projection is nearer than the vertex by a
+factor of 16 in the mean, but ten times nearer not with certainty.
 """
 
 from __future__ import annotations

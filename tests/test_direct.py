@@ -85,11 +85,11 @@ def test_dpo_over_all_policies_is_the_gibbs_policy_of_the_tabular_mle():
 
 def update(algorithm: Direct, pool: Contexts, row: Tensor, actions: Tensor, label: Tensor, policy: Any = None) -> Any:
     """The state after one update on given duels."""
-    diary: list[Any] = []
+    diary, given = [], actions
 
     class Once(Direct):
-        def update(self, state: Any, contexts: Any, played: Any, feedback: Any, draws: Any) -> Any:
-            answer = super().update(state, Contexts(index=row, pool=pool), actions, label, draws)
+        def update(self, state: Any, contexts: Any, actions: Any, feedback: Any, draws: Any) -> Any:
+            answer = super().update(state, Contexts(index=row, pool=pool), given, label, draws)
             diary.append(answer)
             return answer
 

@@ -62,7 +62,7 @@ class BoundTable:
 
 
 def problem(matrices: np.ndarray = P, ref: np.ndarray = REF, kl_coef: float = KL, exact: bool = True) -> Problem:
-    oracle = Table(matrices)
+    oracle: Any = Table(matrices)
     return Problem(worlds.TableWorld(ref), FullInformation(oracle) if exact else oracle, kl_coef)
 
 

@@ -169,7 +169,7 @@ def test_full_information_in_chunks_is_the_same(monkeypatch):
     for world in (FINITE, RAGGED, replace(FINITE, fixed=True)):
         full, instance, *_ = setup(FullInformation(BradleyTerry()), world)
         whole = full.win_rates(instance.evaluation, instance.evaluation.ref_log_probs)
-        monkeypatch.setattr(oracles.reward, "TABLE_NUMBERS", 2 * R * A * A)
+        monkeypatch.setattr("simbandit.oracles.reward.TABLE_NUMBERS", 2 * R * A * A)
         pieces = full.win_rates(instance.evaluation, instance.evaluation.ref_log_probs)
         monkeypatch.undo()
         np.testing.assert_allclose(pieces, whole, atol=1e-15)
