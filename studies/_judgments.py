@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,13 +28,14 @@ CONTEXT_NAMES = ("context", "question", "prompt")
 SIDES = ("left", "right", "winner")
 KL_COEF, PSEUDO_COUNT, RIDGE, LEVEL = 0.05, 1.0, 1.0, 0.05
 SIMULATIONS, CURL_DRAWS = 99, 20
+Rule = Literal["half", "bradley_terry"]
 
 # ------------------------------------------------------------------------------------------------------------- data
 
 
 def load(path: Path | None, most: int) -> tuple[str, pd.DataFrame]:
     """The data's name and its comparisons (None: the stand-in) as columns context, left, right, winner, of the first
-    `most` contexts.
+    `most` contexts that have two comparisons or more (one cannot be halved).
 
     Raises ValueError where left, right, winner or a column of contexts (context, question or prompt) is missing.
     """
@@ -46,8 +47,9 @@ def load(path: Path | None, most: int) -> tuple[str, pd.DataFrame]:
             f"data: {file.name} must have the columns left, right, winner and one of {', '.join(CONTEXT_NAMES)}; "
             f"it has {list(frame)[:12]}"
         )
-    frame = frame[[context, *SIDES]].set_axis(["context", *SIDES], axis=1)
-    kept = np.isin(frame["context"].to_numpy(), np.unique(frame["context"].to_numpy())[:most])
+    frame = pd.DataFrame({"context": frame[context], **{side: frame[side] for side in SIDES}})
+    contexts, judgments = np.unique(frame["context"].to_numpy(), return_counts=True)
+    kept = np.isin(frame["context"].to_numpy(), contexts[judgments > 1][:most])
     name = "human judgments" if file.name == FILE else "synthetic stand-in" if path is None else file.stem
     return name, frame.take(np.flatnonzero(kept)).reset_index(drop=True)
 
@@ -74,14 +76,18 @@ def stand_in(questions: int = 8, items: int = 6, duels: int = 6) -> pd.DataFrame
     return pd.DataFrame(rows, columns=["question", *SIDES])
 
 
+def _count(frame: pd.DataFrame, items: Mapping[Any, Sequence[Hashable]] | None = None) -> Comparisons:
+    return count_comparisons(frame, context="context", left="left", right="right", winner="winner", items=items)
+
+
 def tables(frame: pd.DataFrame) -> list[np.ndarray]:
     """wins (A, A) of every context, its own items only."""
-    counts = count_comparisons(frame, context="context", left="left", right="right", winner="winner")
+    counts = _count(frame)
     sizes = counts.offered.sum(1)
     return [wins[:n, :n] for wins, n in zip(counts.wins, sizes, strict=True)]
 
 
-def per_question(values: dict[str, Sequence[float]]) -> pd.DataFrame:
+def per_question(values: Mapping[str, Sequence[float] | np.ndarray]) -> pd.DataFrame:
     """Rows of a Task, one replicate per question."""
     parts = [
         pd.DataFrame({"replicate": range(len(v)), "round": 0, "queries": 0.0, "metric": name, "value": np.asarray(v)})
@@ -198,35 +204,41 @@ class Halves(NamedTuple):
     held_out: np.ndarray
 
 
-def halve(frame: pd.DataFrame, rule: str, seed: int) -> Halves:
+def halve(frame: pd.DataFrame, rule: Rule, seed: int) -> Halves:
     """Splits every question's judgments at random. Pairs never compared within a half follow `rule`, "half" or
     "bradley_terry" of `from_comparisons`; compared pairs are smoothed by one win each way."""
-    names = {"context": "context", "left": "left", "right": "right", "winner": "winner"}
-    both = count_comparisons(frame, **names)
+    both = _count(frame)
     items = dict(zip(both.contexts, both.items, strict=True))
     at = np.array([both.contexts.index(x) for x in frame["context"].tolist()])
     first = np.zeros(len(frame), dtype=bool)
     for x in range(len(both.contexts)):
         rows = np.flatnonzero(at == x)
         first[generator(seed, x, "halves").permutation(rows)[: len(rows) // 2]] = True
-    estimates, world = [], None
-    for half in (first, ~first):
+    kept = np.flatnonzero(first), np.flatnonzero(~first)
+    estimates, ref = [], torch.empty(0)
+    for half in kept:
         with warnings.catch_warnings():  # half of the comparisons often fall into groups: `rule` says what then
             warnings.simplefilter("ignore", UserWarning)
             world, oracle = from_comparisons(
-                frame[half], **names, items=items, unseen=rule, pseudo_count=PSEUDO_COUNT, ridge=RIDGE
+                frame.take(half),
+                context="context",
+                left="left",
+                right="right",
+                winner="winner",
+                items=items,
+                unseen=rule,
+                pseudo_count=PSEUDO_COUNT,
+                ridge=RIDGE,
             )
         estimates.append(torch.tensor(np.asarray(oracle.preference)))
-    assert world is not None
-    counts = count_comparisons(frame[first], **names, items=items)
+        ref = torch.tensor(np.asarray(world.ref_log_probs))
+    counts = _count(frame.take(kept[0]), items)
     number = [{item: i for i, item in enumerate(offer)} for offer in both.items]
-    rest = frame[~first]
-    lost = np.where(rest["winner"] == rest["left"], rest["right"], rest["left"])
-    held_out = np.array(
-        [(x, number[x][w], number[x][v]) for x, w, v in zip(at[~first], rest["winner"], lost, strict=True)]
-    )
+    left, right, winner = (frame[side].to_numpy(dtype=object)[kept[1]] for side in SIDES)
+    lost = np.where(winner == left, right, left)
+    held_out = np.array([(x, number[x][w], number[x][v]) for x, w, v in zip(at[kept[1]], winner, lost, strict=True)])
     scores = torch.from_numpy(bradley_terry_scores(counts, RIDGE))
-    return Halves(*estimates, torch.tensor(np.asarray(world.ref_log_probs)), scores, held_out)
+    return Halves(estimates[0], estimates[1], ref, scores, held_out)
 
 
 def at_distance(score: Tensor, ref: Tensor, target: Tensor) -> Tensor:
@@ -256,7 +268,7 @@ def policies(halves: Halves) -> dict[str, Tensor]:
 
 
 def pleased(
-    frame: pd.DataFrame, rule: str, policy: str, judged: str, replicates: int, seed: int, device: str
+    frame: pd.DataFrame, rule: Rule, policy: str, judged: str, replicates: int, seed: int, device: str
 ) -> pd.DataFrame:
     """How one policy, learnt from the first half, fares with the raters of the first ("fitted") or the second half
     ("held out")."""

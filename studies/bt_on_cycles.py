@@ -15,10 +15,10 @@ responses. Games: two responses with p = .7; rock-paper-scissors with .9 for a w
 by EGPO's law; Bradley-Terry. kl_coef 1, .3, .1. `threshold`: iterated DPO and IPO 1 % off their limits, from a start
 1e-3 away. `loop`: `online_dpo` and `online_ipo` on 19,200 duels of random games.
 
-Found: the papers' statements hold, and so does the factor 4. At kl_coef .1 DPO on all data neither cycles nor comes near
-the equilibrium: on COMAL's cycle it goes to one response and stays (pairs of a response with itself teach nothing), in
-random games it keeps a gap of .8, as `online_dpo` does on the loop, where the flow rests at .05. At .3 and 1 it ends
-where the flow rests, at gaps of .10 and .07.
+Found: the papers' statements hold, and so does the factor 4. At kl_coef .1 DPO on all data neither cycles nor comes
+near the equilibrium: on COMAL's cycle it goes to one response and stays (pairs of a response with itself teach
+nothing), in random games it keeps a gap of .8, as `online_dpo` does on the loop, where the flow rests at .05. At .3 and
+1 it ends where the flow rests, at gaps of .10 and .07.
 
 What differs: COMAL iterates finite optimisation of language models or tables; a round here is a fit to convergence.
 """

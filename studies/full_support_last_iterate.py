@@ -325,7 +325,7 @@ def plot(frame: pd.DataFrame) -> Figure:
             looks=looks,
             legend=False,
         )
-        ax.set_title(f"{n} actions, median of the games")
+        ax.set_title(f"{n} actions, median game")
         ax.set_ylabel("duality gap without KL\n(lower is better)")
     plotting.legend_above(figure, axes[0, 0], columns=3)
     return figure

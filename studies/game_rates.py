@@ -14,6 +14,9 @@ What differs: our notes' sampled runs ask exactly one duel of every action a ste
 actions at random, so that the noise is somewhat larger (variance of a payoff's estimate .25, not p (1 - p)).
 
 `of_bound`: KL over the theorem's bound. `t_kl`: (t + 1) KL, which is flat at the rate 1 / t.
+
+Found: both theorems hold with four to thirteen digits to spare; without noise INPO nears the equilibrium as t^-4 and
+Nash-MD, whose bias follows the step, as t^-2. With duels both are t^-1 and the same curve: the noise is all there is.
 """
 
 from __future__ import annotations

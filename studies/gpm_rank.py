@@ -34,6 +34,7 @@ from torch import Tensor
 from simbandit import plotting
 from simbandit.draws import Draws, generator
 from simbandit.guarantees import Identity, Monotone, Number, Ordering
+from simbandit.guarantees.rows import select
 from simbandit.oracles import GPM, UniformTriangular, cycle, rock_paper_scissors
 from simbandit.preferences import fit_bradley_terry, gpm_embeddings, gpm_scores, tabular_mle
 from simbandit.study import Settings, Study, Task
@@ -232,12 +233,13 @@ def plot(frame: pd.DataFrame) -> Figure:
     for k, ((model, rank), name) in enumerate(models.items()):
         if rank not in (1, 2, 4, 8):
             continue
-        rows = frame[(frame["metric"] == "accuracy") & (frame["duels"] == INFINITE)]
-        rows = rows[(rows["model"] == model) & (rows["rank"] == rank)]
-        mean = rows.groupby("truth")["value"].mean().reindex(list(TRUTHS))
+        where = {"metric": "accuracy", "duels": INFINITE, "model": model, "rank": rank}
+        rows = select(frame, where)
+        truth, value = rows["truth"].to_numpy(), rows["value"].to_numpy()
+        mean = np.array([value[truth == name].mean() if (truth == name).any() else np.nan for name in TRUTHS])
         b.plot(
             at + 0.08 * (k - 2),
-            mean.to_numpy(),
+            mean,
             linestyle="",
             marker=colours[model, rank].marker,
             color=colours[model, rank].color,
@@ -248,7 +250,8 @@ def plot(frame: pd.DataFrame) -> Figure:
     b.set_ylabel("pairs whose favourite is right")
     b.set_title("(b) exact probabilities (dots: 2/3)")
     b.legend(loc="center right", bbox_to_anchor=(1.0, 0.6))
-    rows = frame[(frame["truth"] == "rank 4") & (frame["duels"] != INFINITE)]
+    rows = select(frame, {"truth": "rank 4"})
+    rows = rows.take(np.flatnonzero(rows["duels"].to_numpy() != INFINITE))
     rows = rows.assign(name=[models[m, r] for m, r in zip(rows["model"], rows["rank"], strict=True)])
     plotting.curves(
         c,

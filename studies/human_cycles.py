@@ -42,6 +42,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -242,10 +243,11 @@ def dots(ax: Axes, frame: pd.DataFrame, metric: str) -> None:
     looks = plotting.lines(list(RULES))
     for k, (rule, text) in enumerate(RULES.items()):
         for judged in JUDGED:
-            where = {"rule": rule, "judged": judged, "metric": metric}
-            if not ((frame["judged"] == judged) & (frame["metric"] == metric)).any():
+            if metric == "served" and judged == "fitted":
                 continue
-            table = pivot(select(frame, where).assign(row=lambda d: d["policy"].map(POLICIES.index)), "row")
+            where = {"rule": rule, "judged": judged, "metric": metric}
+            rows = select(frame, where)
+            table = pivot(rows.assign(row=[POLICIES.index(name) for name in rows["policy"]]), "row")
             found, filled = mean_interval(table.to_numpy()), judged == "held out"
             y = table.columns.to_numpy(dtype=float) + 0.2 * k + (0.1 if filled else 0.0) - 0.15
             ax.hlines(y, found.low, found.high, color=looks[rule].color, linewidth=1.0, alpha=1.0 if filled else 0.5)
@@ -289,7 +291,8 @@ def plot(frame: pd.DataFrame) -> Figure:
     a.legend()
     for judgments, look in plotting.lines(["observed", "simulated"]).items():
         for prior, dash in (("none", ":"), ("standard normal", "-")):
-            p = select(frame, {**tests_of(prior, judgments), "metric": "p_value"})["value"].sort_values().to_numpy()
+            rows = select(frame, {**tests_of(prior, judgments), "metric": "p_value"})
+            p = np.sort(rows["value"].to_numpy())
             words = {"observed": "judgments", "simulated": "BT draws"}[judgments] if dash == "-" else None
             at, share = [0.0, *p, 1.0], [0.0, *((i + 1) / len(p) for i in range(len(p))), 1.0]
             b.step(at, share, where="post", color=look.color, linestyle=dash, label=words)

@@ -61,7 +61,7 @@ LIMITS = {
 }
 
 
-def games(family: str, replicates: int, seed: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+def games(family: str, replicates: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Preferences (R, A, A), log-references (R, A), some equilibrium (R, A) of the games without KL as linear
     programming finds it, and the limit (R, A) that the theory names."""
     if family in SINGLE:

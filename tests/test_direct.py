@@ -264,7 +264,7 @@ class Neural:
 
     parameters: tuple[Tensor, ...]
     listing: bool = True
-    steps: int = 150
+    steps: int = 100
 
     @staticmethod
     def make(seed: int, listing: bool = True) -> "Neural":
@@ -307,14 +307,14 @@ class Neural:
 def test_a_network_learns_through_the_same_loop_and_the_same_algorithms(name):
     problem = Problem(PLAIN, BradleyTerry(), KL)
     algorithm = algorithms.create(name, proximal=1e-4)
-    options: dict[str, Any] = {"rounds": 6, "batch_size": 400, "replicates": R, "metrics": ["suboptimality"]}
+    options: dict[str, Any] = {"rounds": 3, "batch_size": 200, "replicates": R, "metrics": ["suboptimality"]}
     network = run(problem, algorithm, policy=Neural.make(0), record="all", **options)
     assert isinstance(network.policy, Neural)
     gaps, exact = (
         r.frame().pivot(index="replicate", columns="round", values="value").to_numpy()
         for r in (network, run(problem, algorithm, record="all", **options))
     )
-    assert (gaps[:, 6] < 0.7 * gaps[:, 0]).all()
+    assert (gaps[:, 3] < 0.8 * gaps[:, 0]).all()
     # the network can represent every table, and AdamW comes close to the argmin over all of them
     np.testing.assert_allclose(gaps, exact, atol=0.02 * gaps[:, 0].max())
 
@@ -365,7 +365,7 @@ def test_fits_are_stationary_and_say_so(name, policy):
     duels = frame["queries"] if name == "online_dpo" else 25
     assert (frame["fit_residual"] <= 1e-9 * duels).all()
     assert frame["fit_iterations"].between(0, 60).all()  # 0 where a batch repeats one action and says nothing new
-    assert frame["fit_iterations"].mean() > 1
+    assert frame["fit_iterations"].mean() > (1 if name == "online_dpo" else 0.9)  # inpo is quadratic: one step
 
 
 def test_fresh_contexts_are_kept_by_dpo_and_dropped_by_inpo():
