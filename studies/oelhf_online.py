@@ -16,6 +16,11 @@ each with three candidates of the likelihood's ridge, tuned per reference on see
 one-sided, 1/2 - min_pi2 J(pi1, pi2). Theorem 2: some round t0 <= T has exploitability <= eps with a total of the order
 of d log|P| / eps^2 comparisons, that is, the best gap so far falls at least like n^-1/2; greedy sampling's theory gives
 1 / n where the reference ratio bound e^(1 / kl_coef) is no obstacle.
+
+Found: everybody falls like n^-.9. Under a skewed reference the enhancer halves the gap that greedy and self-play have
+after 960 duels and is a fifth below uniform data; maximising pointwise is at least as good. Under a uniform reference
+there is nothing to add: all five end within about 10 %, and 64 replicates do not order them (self-play starts lower,
+as its ridge is larger).
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ from simbandit.algorithms import create
 from simbandit.data import Logged
 from simbandit.equilibrium import solve
 from simbandit.guarantees import Exponent, Frequency, Number, Ordering
-from simbandit.guarantees.rows import pivot, select
+from simbandit.guarantees.rows import select
 from simbandit.metrics import Snapshot, exploitability
 from simbandit.oracles import PreferenceTable
 from simbandit.policies import Rows
@@ -330,16 +330,10 @@ def plot(frame: pd.DataFrame) -> Figure:
             names={"theory": "PELHF, version space, theory's radius"},
             **shared,
         )
-        limit = pivot(select(frame, {"data": data, "radius": "theory", "metric": "bound"}), "n").mean()
-        ax.plot(
-            limit.index.to_numpy(),
-            limit.to_numpy(),
-            color="0.4",
-            linewidth=0.8,
-            linestyle=":",
-            marker="",
-            label="Theorem 1",
-        )
+        rows = select(frame, {"data": data, "metric": "bound", "replicate": 0}).drop_duplicates("n").sort_values("n")
+        n, limit = rows["n"].to_numpy(), rows["value"].to_numpy()
+        ax.plot(n, limit, color="0.4", linewidth=0.8, linestyle=":", marker="", label="Theorem 1")
+        ax.set_ylim(2e-5, 1.0)
         ax.set_title(f"{data}: C = {coverage(data)[0]:.3g}, pairs {coverage(data)[1]:.3g}")
         ax.set_xlabel("n (duels)")
         ax.set_ylabel("exploitability [win probability]\n(lower is better)" if ax in axes[:, 0] else "")

@@ -285,11 +285,7 @@ claims = (
 
 def plot(frame: pd.DataFrame) -> Figure:
     figure, axes = plotting.panels(columns=2, rows=2, height=2.4)
-    names = {
-        "random": "100 random games, 10 actions",
-        "cloned": "100 with clones",
-        "smith": "100 with a Smith set of 3",
-    }
+    names = {"random": "random games", "cloned": "with clones", "smith": "with a Smith set"}
     looks = plotting.lines(RANDOM)
     a, b, c, d = axes.flat
     shared: dict[str, Any] = {"x": "kl_coef", "loglog": True, "legend": False}
@@ -302,7 +298,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         linewidth=0.8,
         linestyle=":",
         marker="",
-        label="bound of the random games",
+        label="bound (random games)",
     )
     a.set_ylabel("duality gap without KL\n[win probability]")
     a.set_title("(a) what KL costs in the original game")
