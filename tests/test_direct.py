@@ -25,10 +25,11 @@ R, X, A, D = 3, 5, 4, 2
 KL = 0.6
 SIGNS = np.array([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2)
 """All signs: features of norm 1 whose covariance over a context's actions is I / 2, so that both penalties agree."""
-WORLD = LinearWorld(features=np.broadcast_to(SIGNS, (X, A, D)), theta="sphere", theta_norm=2.0)
+SKEWED = np.array([0.4, 0.3, 0.2, 0.1])
+WORLD = LinearWorld(features=np.broadcast_to(SIGNS, (X, A, D)), theta="sphere", theta_norm=2.0, reference=SKEWED)
 RANDOM = LinearWorld(X, A, D, reference="softmax")
 FRESH = LinearWorld(None, A, D, n_evaluation=50)
-PLAIN = TableWorld(np.log(np.full((X, A), 1 / A)), np.random.default_rng(0).normal(size=(X, A)), reward_range=(-3, 3))
+PLAIN = TableWorld(np.log(np.tile(SKEWED, (X, 1))), np.random.default_rng(0).normal(size=(X, A)), reward_range=(-3, 3))
 
 
 def run(problem: Any, algorithm: Any, **options: Any) -> Any:
