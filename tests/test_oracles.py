@@ -12,7 +12,6 @@ import pytest
 import torch
 from scipy import stats
 
-from simbandit import oracles
 from simbandit.draws import Draws
 from simbandit.oracles import BradleyTerry, FullInformation, NoisyReward, PlackettLuce
 from simbandit.types import Feedback
