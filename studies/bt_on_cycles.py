@@ -153,7 +153,7 @@ IPO, COMAL, DERIVED, NOTES = (
     "2403.08635",
     "2410.23223, synthetic figure",
     "derived here",
-    "own notes, 1.6 and pitfall 9",
+    "own earlier runs",
 )
 
 

@@ -16,8 +16,9 @@ notes, the paper's text being silent in the copies that we read. `factor` is sqr
 per outer step k: theory says kl_coef / sqrt(kl_coef^2 + omega^2), omega = sqrt(abc / (a + b + c)) = .20889 for margins
 .4, .4, .3.
 
-Numbers labelled "own notes" were computed in another program before this package existed, to the digits given. Their t
-counts the start as iterate 1, so that it is round t - 1 here; COMAL's outer steps are counted from 1 after the first.
+Numbers labelled "own earlier runs" were computed in another program before this package existed, to the digits given.
+Their t counts the start as iterate 1, so that it is round t - 1 here; COMAL's outer steps are counted from 1 after the
+first.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Simulation | Tas
     return grid
 
 
-PAPER, NOTES, DERIVED = "2410.23223, synthetic experiment", "own notes, 2.11", "own notes, 1.3 (linearisation)"
+PAPER, NOTES, DERIVED = "2410.23223, synthetic experiment", "own earlier runs", "own earlier runs (linearisation)"
 
 
 def number(
@@ -154,11 +155,11 @@ claims = (
     number("iterative IPO (best responses) keeps a gap > .1", PAPER, "best response", 0.1, 0, sense="at least"),
     number("SPPO ends with a larger gap than it starts with (.28)", PAPER, "sppo", 0.28, 0, sense="at least"),
     *(
-        number(f"SPPO, last iterate, t = {t}", "own notes, 2.5", "sppo", value, 5e-4, t - 1)
+        number(f"SPPO, last iterate, t = {t}", "own earlier runs", "sppo", value, 5e-4, t - 1)
         for t, value in ((10, 0.233), (100, 0.245), (500, 0.347), (2000, 0.767))
     ),
     *(
-        number(f"SPPO, average iterate, t = {t}", "own notes, 2.5", "sppo, average", value, 5e-4, t - 1)
+        number(f"SPPO, average iterate, t = {t}", "own earlier runs", "sppo, average", value, 5e-4, t - 1)
         for t, value in ((10, 0.262), (100, 0.026), (500, 0.017), (2000, 0.010))
     ),
     number("INPO stops at a constant gap, kl_coef .1", f"{PAPER}; {NOTES}", "inpo", 0.0588277383, 1e-9),

@@ -167,7 +167,7 @@ claims = (
     Identity("the Nash policy is uniform at kl_coef 1, .1, .01", DICE, "distance to uniform", {"part": "facts"}, 1e-12),
     Number(
         "omega = 1 / (18 sqrt 3)",
-        "own notes, 1.3",
+        "own earlier runs",
         "omega",
         {"part": "facts", "kl_coef": 0.1},
         0.032075,

@@ -311,7 +311,7 @@ NAMES = {
     "online_ipo_2": "Online IPO 2 (SGD)",
     "nash_md_pg": "Nash-MD-PG (SGD)",
 }
-PAPER, NOTES, LINEAR = "2503.08942, simulations", "own notes, 2.9", "own notes, 1.3 and 2.3"
+PAPER, NOTES, LINEAR = "2503.08942, simulations", "own earlier runs", "own earlier runs"
 ROBUST = f"{PAPER} (robust to gradient noise)"
 
 

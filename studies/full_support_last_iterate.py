@@ -15,7 +15,7 @@ theory's sqrt(8 log A / T); optimistic weights, step 1/2 and 1/8; last and avera
 
 `log_rate_ratio`, per game: the slope of log sqrt(KL(p || pi_t)), fitted over the last half of the rounds with KL above
 1e-24, over the prediction: log |x|, x the largest root of x^2 - (1 + 2 i s w) x + i s w = 0 over the frequencies w > 0
-of the game at p (our notes, 1.3), about -(s w)^2 / 2 of the *slowest* rotation. Only with a unique equilibrium, and
+of the game at p (derived), about -(s w)^2 / 2 of the *slowest* rotation. Only with a unique equilibrium, and
 only in games where the prediction is e^-10 or less by the end (`folds` >= 10): before that the slowest rotation is not
 yet alone. `gap_growth`: the last gap over the first. `difference`: ONPO's two sequences, kept <- kept + s g(pi_t),
 theta = kept + s g(pi_t), are optimistic weights exactly, if the payoff before the first round is taken to be the first.
@@ -201,7 +201,7 @@ claims = (
     *(
         Number(
             f"multiplicative weights, step 1/2: the last gap is larger than the first, {n} actions (ratio)",
-            "own notes, 1.3 (spirals out)",
+            "own earlier runs (spirals out)",
             "gap_growth",
             at("mwu", "last", n),
             1.0,
@@ -279,7 +279,7 @@ claims = (
     *(
         Number(
             f"optimistic weights, {method.partition(', ')[2] or 'step 1/2'}: log rate / linearisation's, {n} actions",
-            "own notes, 1.3; 2502.16852, Theorem 3",
+            "own earlier runs; 2502.16852, Theorem 3",
             "log_rate_ratio",
             at(method, "last", n),
             1.0,

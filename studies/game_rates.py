@@ -10,8 +10,8 @@ Exact, 10,000 evaluations: both with the schedule; INPO's exact form with the co
 of 10 or 100 duels, a uniform action against one of the policy's: both with the schedule; INPO with constant steps .1,
 .3, 1. "Sampled" is the exact update with an unbiased estimate of the payoff; INPO as it is run fits a loss instead.
 
-What differs: our notes' sampled runs ask exactly one duel of every action a step; here 10 duels a step fall on the
-actions at random, so that the noise is somewhat larger (variance of a payoff's estimate .25, not p (1 - p)).
+What differs: our earlier runs' sampled runs ask exactly one duel of every action a step; here 10 duels a step fall on
+the actions at random, so that the noise is somewhat larger (variance of a payoff's estimate .25, not p (1 - p)).
 
 `of_bound`: KL over the theorem's bound. `t_kl`: (t + 1) KL, which is flat at the rate 1 / t.
 
@@ -123,36 +123,36 @@ claims = (
         for t in (10, 100, 1000, EXACT_ROUNDS)
     ),
     Exponent(
-        "Nash-MD, schedule, exact: in fact t^-2", "own notes, 2.3", "kl_to_nash", where("nash_md", 0), -2.0, 0.2,
+        "Nash-MD, schedule, exact: in fact t^-2", "own earlier runs", "kl_to_nash", where("nash_md", 0), -2.0, 0.2,
         x="round", window=(100, np.inf),
     ),
     Exponent(
-        "INPO, schedule, exact: in fact t^-4", "own notes, 2.2", "kl_to_nash", where("inpo", 0), -4.0, 0.3, x="round",
+        "INPO, schedule, exact: in fact t^-4", "own earlier runs", "kl_to_nash", where("inpo", 0), -4.0, 0.3, x="round",
         window=(100, np.inf),
     ),
     *(
         Exponent(
-            f"{TITLES[method]}, schedule, {duels} duels a step: t^-1", "own notes, 2.2", "kl_to_nash",
+            f"{TITLES[method]}, schedule, {duels} duels a step: t^-1", "own earlier runs", "kl_to_nash",
             where(method, duels), -1.0, 0.1, x="round", window=(100, np.inf),
         )
         for method in TITLES
         for duels in (10, 100)
     ),
     Number(
-        "INPO, 10 duels a step: t KL levels at 12 to 15 (one duel an action)", "own notes, 2.2", "t_kl",
+        "INPO, 10 duels a step: t KL levels at 12 to 15 (one duel an action)", "own earlier runs", "t_kl",
         where("inpo", 10), 13.5, 1.5, at=SAMPLED_ROUNDS,
     ),
     Number(
-        "INPO, 100 duels a step: t KL about 1.2 (ten duels an action)", "own notes, 2.2", "t_kl", where("inpo", 100),
+        "INPO, 100 duels a step: t KL about 1.2 (ten duels an action)", "own earlier runs", "t_kl", where("inpo", 100),
         1.2, 0.3, at=SAMPLED_ROUNDS,
     ),
     Number(
-        "INPO, constant step .3, exact: converges to the equilibrium itself (KL)", "own notes, 2.2", "kl_to_nash",
+        "INPO, constant step .3, exact: converges to the equilibrium itself (KL)", "own earlier runs", "kl_to_nash",
         where("inpo", 0, "0.3"), 0.0, 1e-20, exact=True,
     ),
     *(
         Number(
-            f"INPO, constant step {s:g}, 10 duels: noise floor of KL", "own notes, 2.2", "kl_to_nash",
+            f"INPO, constant step {s:g}, 10 duels: noise floor of KL", "own earlier runs", "kl_to_nash",
             where("inpo", 10, f"{s:g}"), value, 0.3 * value,
         )
         for s, value in zip(CONSTANT, (0.044, 0.129, 0.433), strict=True)

@@ -16,7 +16,7 @@ in the ball, ridge .1) and Sigma (ridge .01, a batch contributes O(1), radius 1)
 
 Claims: the paper's rate (mT = O~(d^2 / (gamma^2 eps^2)) queries, that is a gap of O~(n^-1/2); an upper bound), our
 second-order expansion gap = tr(I_n^-1 E_x Cov_pi*(phi)) / (2 kl_coef), I_n the Fisher information of n duels, which
-implies n^-1, and the table of our notes (20 seeds, no standard errors; levels are +-30 %). Nothing is tuned: an
+implies n^-1, and the table of our earlier runs (20 seeds, no standard errors; levels are +-30 %). Nothing is tuned: an
 ablation changes one thing, and every line has the hyper-parameters of the notes' recipe.
 
 Found: the notes' levels are met but for the pointwise rule under a uniform reference, which is worse here (perhaps

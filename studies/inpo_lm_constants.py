@@ -165,7 +165,7 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Simulation]:
     return grid
 
 
-NOTES, DERIVED = "own notes, 2.2 (pitfall b)", "own notes, 1.3"
+NOTES, DERIVED = "own earlier runs", "own earlier runs"
 
 
 def number(

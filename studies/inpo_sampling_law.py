@@ -176,7 +176,7 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Simulation | Tas
     return grid
 
 
-PAPER, NOTES, DERIVED = "2407.00617, Proposition 6", "own notes, 2.2", "derived"
+PAPER, NOTES, DERIVED = "2407.00617, Proposition 6", "own earlier runs", "derived"
 
 
 def number(name: str, source: str, where: Mapping[str, Any], metric: str, value: float, sense: Any) -> Number:

@@ -109,7 +109,7 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Simulation | Tas
     return grid
 
 
-MOTIVE, DERIVED, PITFALL = "motive of 2312.00886, 2402.07314", "derived", "own notes, pitfall 9"
+MOTIVE, DERIVED, PITFALL = "motive of 2312.00886, 2402.07314", "derived", "own earlier runs"
 
 
 def number(

@@ -11,9 +11,9 @@ features Q'phi and theta Q'theta*, and the ball of radius 2 is the class. The co
 intersected with the plane, which makes it no larger than the paper's, whose radius (d = 3) is kept.
 
 Radii: f = sqrt((3 + log 20) / (gamma^2 n) + B^2 / n), that is delta = .05, lambda = 1/n, gamma = 1 / (2 + e^LB + e^-LB)
-with LB = 2 sqrt 2 ("theory"); the same with gamma = 1 ("tuned"); and sqrt((3 + log 20) / n), our notes' ("bare"). The
-last two are not the paper's and no theorem covers them. The reference vector v is 0 (a3's features) or phi(a1),
-which the paper leaves free. kl_coef plays no part.
+with LB = 2 sqrt 2 ("theory"); the same with gamma = 1 ("tuned"); and sqrt((3 + log 20) / n), our earlier runs'
+("bare"). The last two are not the paper's and no theorem covers them. The reference vector v is 0 (a3's features) or
+phi(a1), which the paper leaves free. kl_coef plays no part.
 
 What differs: the values of the instance come from a third-party reproduction of Appendix B.3; the paper's 20 trials
 are 1,000 here; n runs on to 2,000. Numbers labelled "own earlier runs" were measured before this package existed.

@@ -2,8 +2,8 @@
 
 Nash-MD (Munos et al. 2312.00886) plays against the geometric mixture pi^(1 - w) ref^w, w = s kl_coef, s the step. With
 the paper's decreasing steps the mixture fades. With a constant step the limit solves pi = BR(mixture), so the mixture
-is the equilibrium at kl_coef / (1 - w), and pi the best response to it: biased, KL(pi* || pi) of order s^2 (our notes,
-2.3; the same statement for IPO-MD is Proposition 5.2 of 2403.08635). No paper plots the bias; it is why Nash-MD's curve
+is the equilibrium at kl_coef / (1 - w), and pi the best response to it: biased, KL(pi* || pi) of order s^2 (derived;
+the same statement for IPO-MD is Proposition 5.2 of 2403.08635). No paper plots the bias; it is why Nash-MD's curve
 flattens among constant steps in EGPO's simulations (2503.08942).
 
 Grid: games of 10 actions, uniform triangular preferences, softmax of N(0, 1) reference, kl_coef .1; Nash-MD with steps
@@ -81,7 +81,7 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Simulation]:
     return [*own, *unbiased, *(cell("nash_md, own weight", ALONE, w, NashMD(ALONE, mixture=w)) for w in WEIGHTS)]
 
 
-NOTES = "own notes, 2.3"
+NOTES = "own earlier runs"
 claims = (
     *(
         Number(f"ends where predicted, {text} (KL)", NOTES, "distance_to_predicted", where, 0.0, 1e-13, exact=True)
@@ -125,7 +125,7 @@ claims = (
     *(
         Number(
             f"mirror descent has no bias, step {step:g} (KL)",
-            "own notes, 2.2",
+            "own earlier runs",
             "kl_to_nash",
             {"method": "mirror_descent", "step": step},
             0.0,
@@ -172,7 +172,7 @@ def plot(frame: pd.DataFrame) -> Figure:
 study = Study(
     name="nash_md_bias",
     title="Nash-MD with a constant step: its bias and where it comes from (exact)",
-    source="Nash-MD (2312.00886), Theorem 1 and its constant-step form; own notes, section 2.3",
+    source="Nash-MD (2312.00886), Theorem 1 and its constant-step form; own earlier runs",
     cells=cells,
     claims=claims,
     plot=plot,

@@ -1,6 +1,6 @@
 """Online equilibrium learning: does an enhancer that asks where the estimate is uncertain find the equilibrium sooner?
 
-Ye et al. 2024 (2402.07314), online section, which has no simulation: own design, set-up S13 of our notes. World: 12
+Ye et al. 2024 (2402.07314), online section, which has no simulation: own design. World: 12
 contexts, 8 actions, features on the sphere in 5 dimensions; bilinear preference of rank 4, norm 5; kl_coef = .1;
 batches of 16 duels, 60 rounds. The reference is uniform, or skewed (softmax of 3 times normal logits: in a typical
 context one action has most of its mass). Every contender outputs the equilibrium of its maximum likelihood estimate;

@@ -1,6 +1,6 @@
 """Pessimistic equilibrium learning from logged duels: how much data, and data about what.
 
-Ye et al. 2024 (2402.07314), offline section, which has no simulation: own design, set-up S12 of our notes. One game of
+Ye et al. 2024 (2402.07314), offline section, which has no simulation: own design. One game of
 8 actions: a cycle of three (P = .8, .7, .6) whose members beat each of the other five with .85, and these beat each
 other with .6 in order; one-hot features, so that the bilinear class holds every table (28 parameters); uniform
 reference, kl_coef = .1. A replicate is another data set. Who logged the duels (`data`):
@@ -194,7 +194,7 @@ def cells(settings: Settings, tuned: dict[str, Any]) -> Sequence[Simulation]:
     ]
 
 
-THEOREM, GREEDY, NOTES, OWN = "2402.07314, Theorem 1", "2510.24700", "our notes, S12", "own expectation"
+THEOREM, GREEDY, NOTES, OWN = "2402.07314, Theorem 1", "2510.24700", "own earlier runs", "own expectation"
 
 
 def tuned_at(rule: str, data: str, n: int | None = None) -> dict[str, Any]:

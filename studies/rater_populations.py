@@ -148,7 +148,7 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Simulation | Tas
     return grid
 
 
-PAPER, NOTES = "2312.00886, example of three rater types", "own notes, 2.3 and S18"
+PAPER, NOTES = "2312.00886, example of three rater types", "own earlier runs and S18"
 
 
 def at(rule: Rule, eps: float, metric: str, value: float, tolerance: float, name: str, source: str = PAPER) -> Number:

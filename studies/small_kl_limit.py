@@ -183,7 +183,7 @@ def cells(settings: Settings, tuned: dict[str, Any]) -> Sequence[Task]:
     ]
 
 
-NOTES, LEMMA = "our notes, derived", "derived; COMAL's game"
+NOTES, LEMMA = "our earlier runs, derived", "derived; COMAL's game"
 COMAL = {1.0: 7.0076406e-2, 0.1: 2.4489777e-2, 0.01: 1.7089744e-3}
 
 claims = (
@@ -273,7 +273,7 @@ claims = (
     ),
     Number(
         "no mass outside the Smith set: at most 1e-3 at kl_coef = .01",
-        "2.21 of our notes; Smith consistency",
+        "2.21 of our earlier runs; Smith consistency",
         "mass_outside",
         {"game": "smith", "kl_coef": 0.01},
         1e-3,

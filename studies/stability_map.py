@@ -2,7 +2,7 @@
 
 No paper draws this map; it explains those that do draw curves. About the KL-regularised equilibrium the update
 theta <- (1 - s k) theta + s k ref + s g(pi), k = kl_coef, turns by the game's frequencies +- i omega and shrinks by
-|1 - s k + i s omega|, so a constant step converges locally iff s < 2 k / (k^2 + omega^2) (our notes, 1.3). Beyond it
+|1 - s k + i s omega|, so a constant step converges locally iff s < 2 k / (k^2 + omega^2) (derived). Beyond it
 exact INPO, alias Online IPO 1, settles on a limit cycle although the equilibrium is unique. INPO's theorem (2407.00617)
 uses decreasing steps, for which the question does not arise; EGPO's figures (2503.08942) run mirror descent at this
 edge.
@@ -192,11 +192,11 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Task]:
     return grid
 
 
-NOTES = "own notes, 1.3"
+NOTES = "own earlier runs"
 claims = (
     Number(
         "threshold 2.142857, rock-paper-scissors, kl_coef .1",
-        "own notes, 1.7",
+        "own earlier runs",
         "step",
         {"part": "threshold", "game": "rock-paper-scissors", "kl_coef": 0.1},
         2.142857,
@@ -244,7 +244,7 @@ claims = (
     Identity("modulus of magnetic descent", NOTES, "modulus", {"method": "magnetic descent"}, 5e-4, other="theory"),
     Number(
         "kl_coef .5, .99 x threshold, far start: a cycle coexists (radius > .1)",
-        "own notes, 1.7",
+        "own earlier runs",
         "radius",
         {"part": "far", "kl_coef": 0.5, "fraction": 0.99},
         0.1,
@@ -304,7 +304,7 @@ def plot(frame: pd.DataFrame) -> Figure:
 study = Study(
     name="stability_map",
     title="Which steps converge: mirror descent on cyclic games against 2k / (k² + ω²)",
-    source="own notes, section 1.3 (linearisation); no paper's figure",
+    source="own earlier runs (linearisation); no paper's figure",
     cells=cells,
     claims=claims,
     plot=plot,

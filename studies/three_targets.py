@@ -154,7 +154,7 @@ def sampled(name: str, source: str, game: str, rule: str, metric: str, value: fl
 claims = (
     number(
         "Condorcet game, kl_coef .001: Nash plays the Condorcet winner 0",
-        "own notes, 2.20",
+        "own earlier runs",
         "Condorcet",
         "Nash",
         0.001,
@@ -164,7 +164,7 @@ claims = (
     ),
     number(
         "Condorcet game, kl_coef .001: Borda plays action 1",
-        "own notes, 2.20",
+        "own earlier runs",
         "Condorcet",
         "Borda",
         0.001,
@@ -186,7 +186,7 @@ claims = (
     *(
         number(
             f"Bradley-Terry, kl_coef .001: {target} plays the best reward alone",
-            f"{XIAO}; own notes, 2.21",
+            f"{XIAO}; own earlier runs",
             "Bradley-Terry",
             target,
             0.001,
@@ -211,7 +211,7 @@ claims = (
     ),
     number(
         "RLHF matches at kl_coef 1 and a uniform reference",
-        "own notes, 2.21",
+        "own earlier runs",
         "Bradley-Terry",
         "RLHF",
         1.0,
