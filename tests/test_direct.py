@@ -1,7 +1,6 @@
 """The direct family: rows that coincide with model-based learning, exact steps, and policies that the package does not
 know."""
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,13 +11,12 @@ import torch
 from torch import Tensor
 
 from simbandit import algorithms, losses
-from simbandit.algorithms.direct import Direct
 from simbandit.draws import Draws
 from simbandit.objective import DuelObjective
 from simbandit.oracles import BradleyTerry
 from simbandit.policies import LogLinear, Reference, Tabular, gibbs, inverse_cdf
 from simbandit.simulate import Problem, simulate
-from simbandit.types import Contexts, FitInfo
+from simbandit.types import Contexts, FitInfo, Setting
 from simbandit.worlds import LinearWorld, TableWorld
 
 R, X, A, D = 3, 5, 4, 2
@@ -34,10 +32,6 @@ PLAIN = TableWorld(np.log(np.tile(SKEWED, (X, 1))), np.random.default_rng(0).nor
 
 def run(problem: Any, algorithm: Any, **options: Any) -> Any:
     return simulate(problem, algorithm, **options)
-
-
-def fields_of(algorithm: Any) -> dict[str, Any]:
-    return {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm)}
 
 
 def instance_of(world: Any, replicates: int = R) -> Any:
@@ -78,24 +72,30 @@ def test_dpo_over_all_policies_is_the_gibbs_policy_of_the_tabular_mle():
     row = torch.arange(X).repeat_interleave(len(pairs)).expand(R, -1)
     actions = pairs.repeat(X, 1).expand(R, -1, -1)
     label = BradleyTerry().bind(instance).prob(Contexts(index=row, pool=pool), actions[..., 0], actions[..., 1])
-    state, _ = update(Direct(proximal=1e-12, value_range=20.0), pool, row, actions, label)
+    policy, _ = update(algorithms.create("online_dpo", proximal=1e-12, value_range=20.0), pool, row, actions, label)
     torch.testing.assert_close(
-        state.policy.log_probs(pool), gibbs(instance.rewards(pool), pool.ref_log_probs, KL), rtol=1e-6, atol=1e-6
+        policy.log_probs(pool), gibbs(instance.rewards(pool), pool.ref_log_probs, KL), rtol=1e-6, atol=1e-6
     )
 
 
-def update(algorithm: Direct, pool: Contexts, row: Tensor, actions: Tensor, label: Tensor, policy: Any = None) -> Any:
-    """The state after one update on given duels."""
-    diary, given = [], actions
-
-    class Once(Direct):
-        def update(self, state: Any, contexts: Any, actions: Any, feedback: Any, draws: Any) -> Any:
-            answer = super().update(state, Contexts(index=row, pool=pool), given, label, draws)
-            diary.append(answer)
-            return answer
-
-    run(Problem(PLAIN, BradleyTerry(), KL), Once(**fields_of(algorithm)), rounds=1, replicates=R, policy=policy)
-    return diary[0]
+def update(algorithm: Any, pool: Contexts, row: Tensor, actions: Tensor, label: Tensor) -> Any:
+    """The policy after one update on given duels, and what the update says of itself."""
+    setting = Setting(
+        replicates=R,
+        rounds=1,
+        batch_size=row.shape[1],
+        n_actions=A,
+        dim=None,
+        kl_coef=KL,
+        reward_range=(-3.0, 3.0),
+        contexts=pool,
+        policy=Tabular(pool.ref_log_probs),
+        feedback="preference",
+        n_select=2,
+    )
+    contexts, draws = Contexts(index=row, pool=pool), Draws(0, R).at(0)
+    state, info = algorithm.update(algorithm.init(setting), contexts, actions, label, draws)
+    return algorithm.policy(state), info
 
 
 @pytest.mark.parametrize("step_size", [0.2, 1.0])
@@ -198,7 +198,7 @@ def test_who_plays(players):
 
     results = run(
         problem,
-        Direct(players=players),
+        algorithms.create("online_dpo", players=players),
         rounds=4,
         batch_size=9,
         replicates=R,
@@ -225,13 +225,9 @@ def test_a_duel_of_an_action_with_itself_says_nothing():
     pool = instance_of(PLAIN).pool
     row, label = torch.zeros(R, 6, dtype=torch.int64), torch.ones(R, 6).double()
     same = torch.full((R, 6, 2), 2)
-    for algorithm in (Direct(), algorithms.create("inpo")):
-        state, _ = update(untyped(algorithm), pool, row, same, label)
-        torch.testing.assert_close(state.policy.log_probs(pool), pool.ref_log_probs, rtol=1e-9, atol=1e-9)
-
-
-def untyped(value: Any) -> Any:
-    return value
+    for name in ("online_dpo", "inpo"):
+        policy, _ = update(algorithms.create(name), pool, row, same, label)
+        torch.testing.assert_close(policy.log_probs(pool), pool.ref_log_probs, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("value_range", [0.5, 4.0])
@@ -240,8 +236,8 @@ def test_an_action_that_only_ever_lost_stops_at_the_bound(value_range):
     pool = instance_of(PLAIN).pool
     row, label = torch.full((R, 8), 3), torch.ones(R, 8).double()
     actions = torch.tensor([1, 2]).expand(R, 8, 2)
-    state, info = update(Direct(value_range=value_range), pool, row, actions, label)
-    ratio = KL * (state.policy.log_probs(pool) - pool.ref_log_probs)[:, 3]
+    policy, info = update(algorithms.create("online_dpo", value_range=value_range), pool, row, actions, label)
+    ratio = KL * (policy.log_probs(pool) - pool.ref_log_probs)[:, 3]
     torch.testing.assert_close(ratio[:, 1] - ratio[:, 2], torch.full((R,), value_range).double(), rtol=1e-8, atol=0)
     assert info.fit_residual.max() < 1e-7
 
@@ -249,8 +245,8 @@ def test_an_action_that_only_ever_lost_stops_at_the_bound(value_range):
 def test_the_bound_defaults_to_the_width_of_the_reward_range():
     pool = instance_of(PLAIN).pool
     row, label = torch.full((R, 800), 3), torch.ones(R, 800).double()
-    state, _ = update(Direct(), pool, row, torch.tensor([1, 2]).expand(R, 800, 2), label)
-    ratio = KL * (state.policy.log_probs(pool) - pool.ref_log_probs)[:, 3]
+    policy, _ = update(algorithms.create("online_dpo"), pool, row, torch.tensor([1, 2]).expand(R, 800, 2), label)
+    ratio = KL * (policy.log_probs(pool) - pool.ref_log_probs)[:, 3]
     torch.testing.assert_close(ratio[:, 1] - ratio[:, 2], torch.full((R,), 6.0).double(), rtol=1e-8, atol=0)
 
 
@@ -265,7 +261,7 @@ class Neural:
 
     parameters: tuple[Tensor, ...]
     listing: bool = True
-    steps: int = 100
+    steps: int = 300
 
     @staticmethod
     def make(seed: int, listing: bool = True) -> "Neural":
@@ -308,14 +304,14 @@ class Neural:
 def test_a_network_learns_through_the_same_loop_and_the_same_algorithms(name):
     problem = Problem(PLAIN, BradleyTerry(), KL)
     algorithm = algorithms.create(name, proximal=1e-4)
-    options: dict[str, Any] = {"rounds": 3, "batch_size": 200, "replicates": R, "metrics": ["suboptimality"]}
+    options: dict[str, Any] = {"rounds": 6, "batch_size": 400, "replicates": R, "metrics": ["suboptimality"]}
     network = run(problem, algorithm, policy=Neural.make(0), record="all", **options)
     assert isinstance(network.policy, Neural)
     gaps, exact = (
         r.frame().pivot(index="replicate", columns="round", values="value").to_numpy()
         for r in (network, run(problem, algorithm, record="all", **options))
     )
-    assert (gaps[:, 3] < 0.8 * gaps[:, 0]).all()
+    assert (gaps[:, 6] < 0.7 * gaps[:, 0]).all()
     # the network can represent every table, and AdamW comes close to the argmin over all of them
     np.testing.assert_allclose(gaps, exact, atol=0.02 * gaps[:, 0].max())
 
