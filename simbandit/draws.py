@@ -8,6 +8,7 @@ the shape alone. Numbers are drawn by NumPy's SFC64 on the CPU and moved to the 
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from typing import Literal
@@ -19,6 +20,7 @@ from torch import Tensor
 Law = Literal["uniform", "normal"]
 BLOCK_NUMBERS = 2**14
 LONGEST_BLOCK = 256
+LOGGED = "offline/"  # the stream of logged data
 EVERY_REPLICATE = 2**32 - 1  # the key of objects that all replicates share
 
 
@@ -28,7 +30,9 @@ def block_length(numbers_per_round: int) -> int:
 
 
 def generator(seed: int, replicate: int, purpose: str, *block: int) -> np.random.Generator:
-    key = [seed, replicate, zlib.crc32(purpose.encode()), *block]
+    key: list[int] | np.ndarray = [seed, replicate, zlib.crc32(purpose.encode()), *block]
+    if max(key) < 2**32:
+        key = np.array(key, dtype=np.uint32)  # the same stream as from the list, at half the time
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
 
 
@@ -67,7 +71,7 @@ class Draws:
         return Round(self, t)
 
     def _slice(self, law: Law, purpose: str, shape: tuple[int, ...], t: int) -> Tensor:
-        length = block_length(int(np.prod(shape)))
+        length = block_length(math.prod(shape))
         number, offset = divmod(t, length)
         key = (law, purpose, shape)
         held = self._blocks.get(key)
@@ -89,6 +93,11 @@ class Round:
 
     def __init__(self, draws: Draws, t: int):
         self._draws, self.t = draws, t
+
+    @property
+    def logged(self) -> bool:
+        """Whether this is not a round but the logged data before the first."""
+        return self._draws.stream == LOGGED
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
         """(R, *shape) on [0, 1)"""

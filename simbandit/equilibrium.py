@@ -12,6 +12,8 @@ is batched over any leading axes. Actions with ref = 0 (log -inf) are outside th
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +23,20 @@ from torch import Tensor
 
 CONTINUATION_START = 0.3
 STAGE_TOLERANCE = 1e-2
+CHUNK_NUMBERS = 2**21  # float64 numbers of a chunk's tables, 16 MB, of which a handful exist at a time
+
+
+class Plan(NamedTuple):
+    """A continuation in kl_coef: its first stage, the factor between stages, and Newton steps at each but the last."""
+
+    start: float
+    factor: float
+    steps: int
+
+
+PLANS = (Plan(0.1, 0.5, 1), Plan(CONTINUATION_START, 0.5, 60), Plan(CONTINUATION_START, 0.8, 60))
+"""Tried in this order. The first follows the path of equilibria without reaching it at any stage but the last; at
+kl_coef = .001 it takes half the steps of the second, which settles what it leaves."""
 
 
 class Equilibrium(NamedTuple):
@@ -42,11 +58,9 @@ def duality_gap(log_probs: Tensor, preference: Tensor, ref_log_probs: Tensor, kl
     """max_a J(a, p) - min_b J(p, b) = 2 kl_coef KL(p || BR(p)), as a sum of non-negative terms (...).
 
     Half of it is the one-sided exploitability 1/2 - min_b J(p, b)."""
-    d = log_probs - best_response(log_probs, preference, ref_log_probs, kl_coef)
-    d = torch.where(torch.isneginf(log_probs), 0.0, d)  # an action that is never played adds nothing but BR's mass
-    missing = torch.where(
-        torch.isneginf(log_probs), best_response(log_probs, preference, ref_log_probs, kl_coef).exp(), 0.0
-    )
+    absent, response = torch.isneginf(log_probs), best_response(log_probs, preference, ref_log_probs, kl_coef)
+    d = torch.where(absent, 0.0, log_probs - response)
+    missing = torch.where(absent, response.exp(), 0.0)  # an action that is never played adds nothing but BR's mass
     terms = torch.where(d > -30, log_probs.exp() * (d + torch.expm1(-d)), torch.exp(log_probs - d))
     return 2 * kl_coef * (terms + missing).sum(-1)
 
@@ -72,37 +86,57 @@ def solve(
     """The equilibrium by Newton on u = log(pi / ref): F(u) = u - (P - 1/2) pi / kl_coef, Jacobian I - (P - 1/2) Sigma /
     kl_coef, Sigma = diag(pi) - pi pi', whose eigenvalues have modulus >= 1, so that it is never singular.
 
-    Games that the plain iteration does not settle are continued in the coefficient, halving from .3, each stage to
-    1e-2. Stops on max |log pi - log BR(pi)| <= tolerance max(1, 1 / kl_coef) (a payoff's rounding is divided by
-    kl_coef), then takes one more full step. preference (..., A, A), ref_log_probs (..., A), broadcast over the leading
-    axes; float64. Complexity O(A^3) per step and game. `converged` says what was achieved. Raises ValueError for
-    kl_coef <= 0, NaN, or a preference that is not skew about 1/2 (by how much, and the remedy).
+    Continued in the coefficient from .1: one Newton step at each halving, then up to `max_iterations` at kl_coef itself
+    (`PLANS`: games that this does not settle start again from .3, each stage to 1e-2; then by smaller steps). Stops on
+    max |log pi - log BR(pi)| <= tolerance max(1, 1 / kl_coef) (a payoff's rounding is divided by kl_coef), then takes
+    one more full step. preference (..., A, A), ref_log_probs (..., A), broadcast over the leading axes; float64; games
+    are taken in chunks, so that memory beyond the arguments stays near 100 MB, or a few A x A matrices. Complexity
+    O(A^3) per step and game. `converged` says what was achieved. Raises ValueError for kl_coef <= 0, NaN, or a
+    preference that is not skew about 1/2 (by how much, and the remedy).
     """
     if not kl_coef > 0:
         raise ValueError(f"kl_coef: must be > 0, got {kl_coef}; kl_coef = 0 has no unique equilibrium")
     check_preference(preference)
+    check_reference(ref_log_probs)
     lead = torch.broadcast_shapes(preference.shape[:-2], ref_log_probs.shape[:-1])
     n = preference.shape[-1]
-    ref = ref_log_probs.to(torch.float64).expand(*lead, n).reshape(-1, n)
-    skew = _skew(preference.to(torch.float64).expand(*lead, n, n).reshape(-1, n, n), ref)
-    final = tolerance * max(1.0, 1.0 / kl_coef)
-    u, iterations, converged = _newton(skew, ref, kl_coef, torch.zeros_like(ref), final, min(12, max_iterations))
-    hard = (~converged).nonzero().squeeze(-1)
-    if len(hard):
-        game, start, spent = (skew[hard], ref[hard]), torch.zeros_like(ref[hard]), iterations[hard]
-        stage = max(CONTINUATION_START, kl_coef)
-        while True:
-            at_target = stage <= kl_coef
-            target = final if at_target else STAGE_TOLERANCE
-            start, more, done = _newton(*game, stage, start, target, max_iterations)
-            spent = spent + more
-            if at_target:
-                break
-            stage = max(kl_coef, stage / 2)
-        u[hard], iterations[hard], converged[hard] = start, spent, done
-    log_probs = torch.log_softmax(ref + u, dim=-1).reshape(*lead, n)
-    gap = duality_gap(log_probs, preference, ref_log_probs, kl_coef)
-    return Equilibrium(log_probs, gap, iterations.reshape(lead), converged.reshape(lead))
+    tables, refs = preference.expand(*lead, n, n), ref_log_probs.expand(*lead, n)
+    parts = [
+        _solve(tables[games].to(torch.float64), refs[games].to(torch.float64), kl_coef, tolerance, max_iterations)
+        for games in _chunks(lead, n, preference.device)
+    ]
+    log_probs, gap, iterations, converged = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Equilibrium(
+        log_probs.reshape(*lead, n), gap.reshape(lead), iterations.reshape(lead), converged.reshape(lead)
+    )
+
+
+def _chunks(lead: tuple[int, ...], n: int, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    """Indices of the games of each chunk; an index of a view gathers the chunk only."""
+    total, size = math.prod(lead), max(1, CHUNK_NUMBERS // n**2)
+    for low in range(0, max(total, 1), size):
+        flat = torch.arange(low, min(low + size, total), device=device)
+        yield torch.unravel_index(flat, lead) if lead else (None,)
+
+
+def _solve(preference: Tensor, ref: Tensor, kl_coef: float, tolerance: float, max_iterations: int) -> Equilibrium:
+    """Games (G, A, A), (G, A), by one plan after the other; each sees only those that the earlier ones left."""
+    skew, final = _skew(preference, ref), tolerance * max(1.0, 1.0 / kl_coef)
+    u, iterations = torch.zeros_like(ref), torch.zeros(len(ref), dtype=torch.int64, device=ref.device)
+    converged = torch.zeros_like(iterations, dtype=torch.bool)
+    for plan in PLANS:
+        left = (~converged).nonzero().squeeze(-1)
+        if not len(left):
+            break
+        game, base, here, stage = skew[left], ref[left], torch.zeros_like(ref[left]), plan.start
+        while stage > kl_coef:
+            here, more, _ = _newton(game, base, stage, here, STAGE_TOLERANCE, min(plan.steps, max_iterations))
+            iterations[left] += more
+            stage *= plan.factor
+        u[left], more, converged[left] = _newton(game, base, kl_coef, here, final, max_iterations)
+        iterations[left] += more
+    log_probs = torch.log_softmax(ref + u, dim=-1)
+    return Equilibrium(log_probs, duality_gap(log_probs, preference, ref, kl_coef), iterations, converged)
 
 
 def minimax(preference: Tensor) -> Tensor:
@@ -136,7 +170,7 @@ def _newton(
     at = torch.arange(len(u), device=u.device)
     eye = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
     game, base, here = skew, ref, u.clone()
-    for _ in range(max_iterations + 1):
+    for _ in range(max_iterations):
         pi = torch.softmax(base + here, dim=-1)
         payoff = (game @ pi[..., None]).squeeze(-1)
         F = here - payoff / kl_coef
@@ -192,6 +226,14 @@ def frequencies(log_probs: Tensor, preference: Tensor) -> Tensor:
     factor = torch.diag_embed(root) - p[..., :, None] * root[..., None, :]
     rotation = factor.mT @ skew @ factor
     return torch.linalg.eigvalsh(torch.complex(torch.zeros_like(rotation), rotation)).abs().sort(-1).values
+
+
+def check_reference(ref_log_probs: Tensor) -> None:
+    """Raises ValueError for NaN or +inf, and where a game offers no action at all (-inf everywhere)."""
+    if bool(torch.isnan(ref_log_probs).any()) or bool(torch.isposinf(ref_log_probs).any()):
+        raise ValueError("ref_log_probs: holds NaN or infinity; it must hold log-probabilities, -inf for no mass")
+    if bool(torch.isneginf(ref_log_probs).all(-1).any()):
+        raise ValueError("ref_log_probs: a game offers no action (-inf everywhere); give mass to at least one")
 
 
 def check_preference(preference: Tensor, tolerance: float = 1e-9) -> None:

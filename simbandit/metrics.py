@@ -18,8 +18,7 @@ from torch import Tensor
 
 from simbandit import equilibrium
 from simbandit.equilibrium import solve
-from simbandit.policies import Policy
-from simbandit.types import Contexts, Info, Instance
+from simbandit.types import Contexts, Info, Instance, Policy
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ class Snapshot:
     queries: float
     oracle_evaluations: int
     informative: Tensor
-    optimum: Tensor | None = field(repr=False, default=None)
     best_rewards: Tensor | None = field(repr=False, default=None)
     game: Game | None = field(repr=False, default=None)
     contexts: Contexts | None = None
@@ -66,6 +64,11 @@ class Snapshot:
     def log_probs(self) -> Tensor:
         """(R, X, A) over the evaluation contexts."""
         return self.policy.log_probs(self.instance.evaluation)
+
+    @property
+    def optimum(self) -> Tensor:
+        """log pi* (R, X, A); taken from the instance, which computes it when it is first asked for."""
+        return self.instance.optimal_log_probs(self.kl_coef)
 
     @cached_property
     def rewards(self) -> Tensor:
@@ -153,6 +156,42 @@ def reward_regret(s: Snapshot) -> Tensor | None:
     return (best_reward(s.instance.rewards(s.contexts), s.contexts.ref_log_probs) - played).mean(-1)
 
 
+def _duel_gaps(s: Snapshot) -> Tensor | None:
+    """max_a r - r of both actions of the duels played, (R, B, 2)."""
+    if s.actions is None or s.contexts is None or s.actions.is_floating_point() or s.actions.shape[-1] != 2:
+        return None
+    played = s.instance.rewards_of(s.contexts, s.actions)
+    if s.best_rewards is not None:
+        return s.contexts.rows(s.best_rewards)[..., None] - played
+    return best_reward(s.instance.rewards(s.contexts), s.contexts.ref_log_probs)[..., None] - played
+
+
+def weak_regret(s: Snapshot) -> Tensor | None:
+    """max_a r - max(r_1, r_2) of the duels played: what the better action loses. Weak, strong and average regret as in
+    Bengs et al. 2021 (JMLR 22), in rewards instead of win probabilities."""
+    gaps = _duel_gaps(s)
+    return None if gaps is None else gaps.amin(-1).mean(-1)
+
+
+def strong_regret(s: Snapshot) -> Tensor | None:
+    """max_a r - min(r_1, r_2) of the duels played: what the worse action loses."""
+    gaps = _duel_gaps(s)
+    return None if gaps is None else gaps.amax(-1).mean(-1)
+
+
+def average_regret(s: Snapshot) -> Tensor | None:
+    """max_a r - (r_1 + r_2) / 2 of the duels played (Saha 2021, halved): `reward_regret` of a duel. The code of VACDB
+    (2310.00968) and FGTS.CDB (2404.06013) report 2 max r - r_1 - r_2: `summed_regret`."""
+    gaps = _duel_gaps(s)
+    return None if gaps is None else gaps.mean((-1, -2))
+
+
+def summed_regret(s: Snapshot) -> Tensor | None:
+    """2 max_a r - r_1 - r_2 of the duels played, not halved (VACDB's code, FGTS.CDB): twice `average_regret`."""
+    gaps = _duel_gaps(s)
+    return None if gaps is None else gaps.sum(-1).mean(-1)
+
+
 def win_rate_vs_ref(s: Snapshot) -> Tensor:
     """E_x P(a > b) for a ~ pi, b ~ pi_ref, exactly."""
     if not hasattr(s.oracle, "win_rates"):
@@ -168,16 +207,27 @@ def informative_pairs(s: Snapshot) -> Tensor:
 
 def estimation_error(s: Snapshot) -> Tensor | None:
     """||theta_hat - theta*|| in the norm of the data, sqrt(mean over observations of <theta_hat - theta*, z>^2)."""
-    if s.info.theta is None or s.info.data_matrix is None or s.instance.theta is None or s.info.observations == 0:
+    info, truth = s.info, s.instance.theta
+    if info.theta is None or truth is None or info.observations == 0 or info.theta.shape != truth.shape:
         return None
-    u = s.info.theta - s.instance.theta
-    squares = torch.einsum("rd,rde,re->r", u, s.info.data_matrix, u).clamp_min(0.0)
-    return (squares / s.info.observations).sqrt()
+    u = info.theta - truth
+    if info.data_matrix is not None:
+        squares = torch.einsum("rd,rde,re->r", u, info.data_matrix, u)
+    elif info.inverse is not None:
+        squares = (u * torch.linalg.solve(info.inverse, u)).sum(-1) - info.ridge * u.square().sum(-1)
+    else:
+        return None
+    return (squares.clamp_min(0.0) / info.observations).sqrt()
 
 
 def fit_residual(s: Snapshot) -> Tensor | None:
     """Norm of the gradient at which the last fit stopped."""
     return s.info.fit_residual
+
+
+def fit_value(s: Snapshot) -> Tensor | None:
+    """The value that the last fit reached of what it minimised."""
+    return s.info.fit_value
 
 
 def fit_iterations(s: Snapshot) -> Tensor | None:
@@ -266,6 +316,10 @@ METRICS: dict[str, Metric] = {
     "argmax_regret": Metric(argmax_regret, "regret of the most probable action", "reward", "lower"),
     "worst_argmax_regret": Metric(worst_argmax_regret, "worst-context regret of the argmax", "reward", "lower"),
     "reward_regret": Metric(reward_regret, "reward regret per query", "reward", "lower"),
+    "weak_regret": Metric(weak_regret, "regret of the better action", "reward", "lower"),
+    "strong_regret": Metric(strong_regret, "regret of the worse action", "reward", "lower"),
+    "average_regret": Metric(average_regret, "mean regret of a duel", "reward", "lower"),
+    "summed_regret": Metric(summed_regret, "summed regret of a duel", "reward", "lower"),
     "win_rate_vs_ref": Metric(win_rate_vs_ref, "win rate against π_ref", "probability", "higher", needs_rewards=False),
     "duality_gap": Metric(duality_gap, "duality gap", "win probability", "lower", needs_rewards=False),
     "exploitability": Metric(exploitability, "exploitability", "win probability", "lower", needs_rewards=False),
@@ -276,6 +330,7 @@ METRICS: dict[str, Metric] = {
     "informative_pairs": Metric(informative_pairs, "informative duels", "duels", "neither", needs_rewards=False),
     "estimation_error": Metric(estimation_error, "estimation error, data norm", "reward", "lower"),
     "fit_residual": Metric(fit_residual, "residual of the fit", "gradient norm", "lower", needs_rewards=False),
+    "fit_value": Metric(fit_value, "value of the fit", "loss", "lower", needs_rewards=False),
     "fit_iterations": Metric(fit_iterations, "Newton steps of the fit", "steps", "lower", needs_rewards=False),
     "confidence_radius": Metric(confidence_radius, "confidence radius", "reward", "neither", needs_rewards=False),
     "oracle_evaluations": Metric(oracle_evaluations, "oracle evaluations", "calls", "neither", needs_rewards=False),

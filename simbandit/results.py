@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from simbandit.policies import LogLinear, Policy, Tabular
+from simbandit.policies import LogLinear, Tabular
+from simbandit.types import Policy
 
 COLUMNS = ("replicate", "round", "queries", "metric", "value")
 

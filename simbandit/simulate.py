@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from simbandit import metrics as metric_registry
 from simbandit.data import Logged, frame_batch
-from simbandit.draws import Draws
+from simbandit.draws import LOGGED, Draws
 from simbandit.metrics import CUMULATIVE, Game, MetricFunction, Snapshot, best_reward
 from simbandit.policies import LogLinear, Reference, Tabular, concatenate, mixture
 from simbandit.results import Results
@@ -153,6 +153,8 @@ def chunk_size(problem: Problem, interactions: int, replicates: int) -> int:
         d = evaluation.features.shape[-1]
     shared = not evaluation.has_features or evaluation.features.stride(0) == 0
     numbers = X * A * (4 + (0 if shared else d))
+    if getattr(problem.oracle, "oracle", problem.oracle).feedback == "preference":
+        numbers += X * A**2  # the table of win probabilities
     if problem.oracle.feedback == "preference":  # the index of distinct pairs, and their counts
         pairs = X * A * (A - 1) // 2
         numbers += pairs // 2 + min(interactions, pairs) * (d + 6)
@@ -177,7 +179,7 @@ class _Run:
         self.algorithm, self.ids, self.rounds, self.batch_size = algorithm, ids, rounds, batch_size
         self.kl_coef = problem.kl_coef
         self.draws = Draws(seed, ids, device)
-        self.logged_draws = Draws(seed, ids, device, stream="offline/")
+        self.logged_draws = Draws(seed, ids, device, stream=LOGGED)
         self.validation_draws = Draws(seed, ids, device, stream="validation/")
         self.instance = problem.world.instance(len(ids), self.draws)
         if algorithm.needs_features and self.instance.dim is None:
@@ -206,11 +208,9 @@ class _Run:
         if not asked:
             raise ValueError("metrics: needs at least one name; leave it out for the defaults")
         self.metrics = metric_registry.resolve(asked, self.instance.has_rewards)
-        self.optimum = self.best = None
-        if self.instance.has_rewards:
-            self.optimum = self.instance.optimal_log_probs(problem.kl_coef)
-            if self.instance.pool is not None:
-                self.best = best_reward(self.instance.rewards(self.instance.pool), self.instance.pool.ref_log_probs)
+        self.best = None
+        if self.instance.has_rewards and self.instance.pool is not None:
+            self.best = best_reward(self.instance.rewards(self.instance.pool), self.instance.pool.ref_log_probs)
         self.game = None
         if hasattr(self.oracle, "win_table"):
             self.game = Game(self.oracle, self.instance.evaluation, problem.kl_coef)
@@ -316,7 +316,6 @@ class _Run:
             queries=self.queries,
             oracle_evaluations=t if self.exact else 0,
             informative=self.informative,
-            optimum=self.optimum,
             best_rewards=self.best,
             game=self.game,
             contexts=contexts,

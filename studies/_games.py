@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from simbandit.algorithms.games import GameDynamics, GameState
+from simbandit.algorithms.dynamics import GameDynamics, GameState
 from simbandit.draws import Draws
 from simbandit.metrics import Snapshot
 from simbandit.policies import Tabular

@@ -33,8 +33,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from simbandit.algorithms.players import Tilt
 from simbandit import algorithms, plotting, plotting_games
-from simbandit.algorithms.games import GameDynamics, GameState, NashMD
+from simbandit.algorithms.dynamics import GameDynamics, GameState
+from simbandit.algorithms.games import NashMD
 from simbandit.equilibrium import frequencies, solve
 from simbandit.guarantees import Identity, Number, Ordering
 from simbandit.metrics import Snapshot
@@ -122,7 +124,7 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Simulation | Tas
     grid.append(cell("worked", "Nash-MD", "uniform", StartedAt(NashMD(5.0), START), 0.5, rounds=1))
     sampled = {"Online IPO": algorithms.create("online_ipo")}
     sampled |= {
-        name: algorithms.create("ipo_md", reference_weight=WEIGHTS[name]) for name in ("IPO-MD .125", "IPO-MD .5")
+        name: algorithms.create("ipo_md", players=(Tilt(1 - WEIGHTS[name], WEIGHTS[name]),) * 2) for name in ("IPO-MD .125", "IPO-MD .5")
     }
     rounds = 40 if settings.smoke else 400
     for method, algorithm in sampled.items():

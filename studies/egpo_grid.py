@@ -44,7 +44,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from simbandit import plotting, plotting_games
-from simbandit.algorithms.games import ExtraGradient, GameDynamics, GameState, MirrorDescent, NashMD, offered
+from simbandit.algorithms.dynamics import GameDynamics, GameState, offered
+from simbandit.algorithms.games import ExtraGradient, MirrorDescent, NashMD
 from simbandit.draws import Draws
 from simbandit.equilibrium import best_response, duality_gap, frequencies, solve
 from simbandit.guarantees import Exponent, Number, Ordering

@@ -42,7 +42,8 @@ from torch import Tensor
 
 from simbandit import plotting, plotting_games
 from simbandit.algorithms.averaging import Averaged
-from simbandit.algorithms.games import GameDynamics, GameState, MultiplicativeWeights, OptimisticWeights
+from simbandit.algorithms.dynamics import GameDynamics, GameState
+from simbandit.algorithms.games import MultiplicativeWeights, OptimisticWeights
 from simbandit.draws import Draws
 from simbandit.equilibrium import frequencies
 from simbandit.guarantees import Exponent, Identity, Number, Ordering

@@ -34,7 +34,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from simbandit import equilibrium, plotting
-from simbandit.algorithms.games import GameDynamics, GameState, MirrorDescent
+from simbandit.algorithms.dynamics import GameDynamics, GameState
+from simbandit.algorithms.games import MirrorDescent
 from simbandit.guarantees import Frequency, Number, Ordering
 from simbandit.guarantees.rows import pivot, select
 from simbandit.metrics import Snapshot, kl_to_nash

@@ -34,7 +34,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from simbandit import plotting
-from simbandit.algorithms.games import ExtraGradient, GameDynamics, MagneticDescent, MirrorDescent
+from simbandit.algorithms.dynamics import GameDynamics
+from simbandit.algorithms.games import ExtraGradient, MagneticDescent, MirrorDescent
 from simbandit.draws import Draws
 from simbandit.equilibrium import frequencies, solve
 from simbandit.guarantees import Identity, Number

@@ -133,7 +133,7 @@ def values(folder):
 
 
 def test_ctrl_c_keeps_finished_cells_and_says_how_to_resume(here, capfd):
-    user_study(here, pause=0.4)
+    user_study(here, pause=1.5)
     run = command(here, "--jobs", "2")
     wait_for_cells(here / "results" / "mine", 2)
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does: the workers get it too

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from simbandit import algorithms, losses
 from simbandit.draws import Draws
-from simbandit.objective import DuelObjective
+from simbandit.objective import DuelObjective, Term
 from simbandit.oracles import BradleyTerry
 from simbandit.policies import LogLinear, Reference, Tabular, gibbs, inverse_cdf
 from simbandit.simulate import Problem, simulate
@@ -111,8 +111,7 @@ def test_inpo_takes_the_mirror_descent_step(step_size):
     duelled = Contexts(index=row, pool=pool)
     ref = Reference()
     weight = Tabular(last).log_probs(duelled, actions).sum(-1).exp()
-    objective = DuelObjective(
-        contexts=pool,
+    duels = Term(
         row=row,
         actions=actions,
         weight=weight,
@@ -120,6 +119,10 @@ def test_inpo_takes_the_mirror_descent_step(step_size):
         last=Tabular(last).log_probs(duelled, actions),
         ref=ref.log_probs(duelled, actions),
         loss=partial(losses.inpo, step_size=step_size),
+    )
+    objective = DuelObjective(
+        contexts=pool,
+        terms=(duels,),
         kl_coef=KL,
         anchored=ref.log_probs,
         proximal=0.0,
@@ -175,16 +178,16 @@ def test_inpo_looks_at_the_last_policy_and_at_the_last_rounds_duels_alone():
     seen, data = objectives("inpo", PLAIN, Tabular(pool.ref_log_probs))
     assert len(seen) == 3
     for t, (last, objective) in enumerate(seen):
+        (duels,) = objective.terms
         rows = data[data["round"] == t]
         a, b, label = (torch.tensor(rows[c].to_numpy(copy=True)).view(R, 30) for c in ("first", "second", "preferred"))
-        assert torch.equal(objective.actions, torch.stack([a, b], -1))
-        assert torch.equal(objective.label, label)
-        duelled = Contexts(index=objective.row, pool=pool)
-        assert torch.equal(objective.last, last.log_probs(duelled, objective.actions))
-        assert torch.equal(
-            objective.ref, pool.ref_log_probs[torch.arange(R)[:, None], objective.row].gather(-1, objective.actions)
-        )
-    assert not torch.allclose(seen[1][1].last, seen[1][1].ref)
+        assert torch.equal(duels.actions, torch.stack([a, b], -1))
+        assert torch.equal(duels.label, label)
+        duelled = Contexts(index=duels.row, pool=pool)
+        assert torch.equal(duels.last, last.log_probs(duelled, duels.actions))
+        assert torch.equal(duels.ref, pool.ref_log_probs[torch.arange(R)[:, None], duels.row].gather(-1, duels.actions))
+    (second,) = seen[1][1].terms
+    assert not torch.allclose(second.last, second.ref)
 
 
 @pytest.mark.parametrize("players", [("current", "current"), ("current", "reference"), ("uniform", "reference")])
@@ -261,7 +264,7 @@ class Neural:
 
     parameters: tuple[Tensor, ...]
     listing: bool = True
-    steps: int = 300
+    steps: int = 200
 
     @staticmethod
     def make(seed: int, listing: bool = True) -> "Neural":
@@ -304,14 +307,14 @@ class Neural:
 def test_a_network_learns_through_the_same_loop_and_the_same_algorithms(name):
     problem = Problem(PLAIN, BradleyTerry(), KL)
     algorithm = algorithms.create(name, proximal=1e-4)
-    options: dict[str, Any] = {"rounds": 6, "batch_size": 400, "replicates": R, "metrics": ["suboptimality"]}
+    options: dict[str, Any] = {"rounds": 3, "batch_size": 400, "replicates": R, "metrics": ["suboptimality"]}
     network = run(problem, algorithm, policy=Neural.make(0), record="all", **options)
     assert isinstance(network.policy, Neural)
     gaps, exact = (
         r.frame().pivot(index="replicate", columns="round", values="value").to_numpy()
         for r in (network, run(problem, algorithm, record="all", **options))
     )
-    assert (gaps[:, 6] < 0.7 * gaps[:, 0]).all()
+    assert (gaps[:, 3] < 0.8 * gaps[:, 0]).all()
     # the network can represent every table, and AdamW comes close to the argmin over all of them
     np.testing.assert_allclose(gaps, exact, atol=0.02 * gaps[:, 0].max())
 
@@ -369,5 +372,5 @@ def test_fresh_contexts_are_kept_by_dpo_and_dropped_by_inpo():
     sizes = {}
     for name in ("online_dpo", "inpo"):
         seen, _ = objectives(name, FRESH, LogLinear(torch.zeros(R, D).double()), batch_size=7)
-        sizes[name] = [objective.weight.shape[1] for _, objective in seen]
+        sizes[name] = [objective.terms[0].weight.shape[1] for _, objective in seen]
     assert sizes == {"online_dpo": [7, 14, 21], "inpo": [7, 7, 7]}

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from simbandit import Problem, algorithms, losses, simulate, worlds
 from simbandit.algorithms.direct import Direct
+from simbandit.algorithms.players import Tilt
 from simbandit.draws import Draws
 from simbandit.equilibrium import best_response, duality_gap, solve
 from simbandit.metrics import kl
-from simbandit.objective import DuelObjective, PairLogProbs, fit_tabular
+from simbandit.fits import fit_tabular
+from simbandit.objective import DuelObjective, PairLogProbs, Term
 from simbandit.oracles import FullInformation, PreferenceTable, SoftLabels
 from simbandit.policies import Geometric, LogLinear, Reference, Tabular, divergence_tilt, normalise
 from simbandit.types import Contexts, Setting
@@ -63,13 +65,17 @@ def population(loss, weight, label, ref, last, kl_coef=KL):
 
     return DuelObjective(
         contexts=Contexts(index=torch.arange(contexts).expand(replicates, -1), ref_log_probs=ref),
-        row=row,
-        actions=pair,
-        weight=weight.reshape(replicates, -1),
-        label=label.reshape(replicates, -1),
-        last=at(last),
-        ref=at(ref),
-        loss=loss,
+        terms=(
+            Term(
+                row=row,
+                actions=pair,
+                weight=weight.reshape(replicates, -1),
+                label=label.reshape(replicates, -1),
+                last=at(last),
+                ref=at(ref),
+                loss=loss,
+            ),
+        ),
         kl_coef=kl_coef,
         anchored=lambda contexts: ref,
         proximal=0.0,
@@ -223,11 +229,12 @@ def test_ipo_on_all_duels_so_far_converges_where_iterated_best_response_cycles()
 def test_sppo_unnormalised_is_exact_and_normalised_differs_from_multiplicative_weights():
     preference, ref, last, _ = random_game(np.random.default_rng(5))
     objective = population(LOSSES["sppo"], pairs(last), preference, ref, last)
+    (duels,) = objective.terms
     replicate = torch.arange(R)[:, None, None]
     target = last + STEP * payoff(preference, last)  # not normalised
-    _, gradient, hessian = objective.derivatives(target[replicate, objective.row[..., None], objective.actions])
+    _, gradient, hessian = duels.derivatives(target[replicate, duels.row[..., None], duels.actions], KL)
     by_action = torch.zeros(R, C * A).double()
-    by_action.scatter_add_(1, (objective.row[..., None] * A + objective.actions).flatten(1), gradient.flatten(1))
+    by_action.scatter_add_(1, (duels.row[..., None] * A + duels.actions).flatten(1), gradient.flatten(1))
     close(by_action, torch.zeros_like(by_action), 1e-15)
     assert (hessian().diagonal(dim1=-2, dim2=-1) > 0).all()
 
@@ -439,7 +446,7 @@ def test_the_mixture_plays_between_the_policy_and_the_reference():
     mixed = Geometric((LogLinear(theta), Reference()), (0.75, 0.25)).rows(contexts)
     close(mixed, LogLinear(0.75 * theta).rows(contexts), 1e-12)
     for weight in (0.0, 1.0):
-        row = Direct("ipo", players=("mixture", "current"), reference_weight=weight, value_range="unbounded")
+        row = Direct("ipo", players=(Tilt(1 - weight, weight), "current"), value_range="unbounded")
         alike = Direct("ipo", players=("reference" if weight else "current", "current"), value_range="unbounded")
         world, oracle = cyclic()
         frames = [simulate(Problem(world, oracle, KL), a, rounds=7, batch_size=5).frame() for a in (row, alike)]
@@ -449,9 +456,8 @@ def test_the_mixture_plays_between_the_policy_and_the_reference():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"players": ("mixture", "current")}, "reference_weight: given with a player 'mixture' and only then"),
-        ({"reference_weight": 0.5}, "reference_weight: given with a player 'mixture' and only then"),
-        ({"players": ("mixture", "current"), "reference_weight": 1.5}, r"reference_weight: must lie in \[0, 1\]"),
+        ({"data": "fresh", "window": 3}, "window: is of data 'all'"),
+        ({"data": "offline", "hybrid": 0.5}, r"hybrid: a share in \[0, 1\] next to online data"),
         ({"schedule": True}, "schedule: True needs a loss with a step_size, dpo has none"),
         ({"labels": "win_rate"}, "labels: 'win_rate' speaks of this round's duels"),
         ({"optimistic": True}, "optimistic: True speaks of this round's duels"),

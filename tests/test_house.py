@@ -14,8 +14,9 @@ ROOT = PACKAGE.parent
 
 FLOORS = (
     ("types", "draws", "solvers", "objective", "equilibrium"),
+    ("fits",),
     ("policies", "oracles", "worlds", "zero_sum"),
-    ("estimators", "data"),
+    ("estimators", "least_squares", "data"),
     ("losses", "preferences"),
     ("hypotheses",),
     ("algorithms",),

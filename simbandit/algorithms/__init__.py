@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from typing import Any
 
+from simbandit.algorithms.bandits import EpsilonGreedy, ExploreThenCommit, LinTS, LinUCB
 from simbandit.algorithms.direct import Direct, loss_parameters
 from simbandit.algorithms.games import (
     BestResponse,
@@ -20,12 +21,14 @@ from simbandit.algorithms.games import (
     NashMD,
     OptimisticWeights,
 )
+from simbandit.algorithms.glm import GLMUCB
 from simbandit.algorithms.gshf import GSHF
+from simbandit.algorithms.inverse_gap import Exp4, Falcon, SquareCB
 from simbandit.algorithms.nash import OELHF, NashETC, NashGreedy, OptimisticMatrixGame
 from simbandit.algorithms.offline import KLPCB, RSO, GSHFOffline, PessimisticMLE
 from simbandit.algorithms.online import KLUCB, Greedy, TwoStage, Uniform
 from simbandit.algorithms.pelhf import PELHF
-from simbandit.algorithms.rows import GAMES
+from simbandit.algorithms.rows import ALIGNMENT, GAMES
 from simbandit.algorithms.selfplay import CountWinner, Exp3, PreferenceMatching
 from simbandit.types import Algorithm
 
@@ -40,9 +43,9 @@ REGISTRY: dict[str, Algorithm] = {
     "pessimistic_mle": PessimisticMLE(),
     "kl_pcb": KLPCB(),
     "rso": RSO(steps=4),
-    "online_dpo": Direct(loss="dpo"),
-    "inpo": Direct(loss="inpo", data="fresh", anchor="mirror", loss_parameters=(("step_size", 1.0),)),
+    **ALIGNMENT,
     "mirror_descent": MirrorDescent(),
+    "mtpo": MirrorDescent(schedule=True),
     "mwu": MultiplicativeWeights(),
     "omwu": OptimisticWeights(),
     "nash_md": NashMD(),
@@ -64,6 +67,14 @@ REGISTRY: dict[str, Algorithm] = {
     "borda": CountWinner(),
     "copeland": CountWinner(score="copeland"),
     "pm_rlhf": PreferenceMatching(),
+    "linucb": LinUCB(),
+    "lints": LinTS(),
+    "squarecb": SquareCB(),
+    "falcon": Falcon(),
+    "epsilon_greedy": EpsilonGreedy(),
+    "explore_then_commit": ExploreThenCommit(),
+    "glm_ucb": GLMUCB(),
+    "exp4": Exp4(),
 }
 
 
@@ -75,7 +86,7 @@ def names() -> list[str]:
 def create(name: str, **hyperparameters: Any) -> Algorithm:
     """A registered algorithm, with some of its hyper-parameters changed.
 
-    A direct method also takes its loss's own parameters by name: `create("inpo", step_size=0.5)`.
+    A direct method also takes its loss's and its bonus's own parameters by name: `create("inpo", step_size=0.5)`.
     Raises ValueError for an unknown name (nearest offered) or hyper-parameter (allowed ones listed).
     """
     if name not in REGISTRY:
@@ -84,11 +95,13 @@ def create(name: str, **hyperparameters: Any) -> Algorithm:
     algorithm: Any = REGISTRY[name]
     fields = {f.name for f in dataclasses.fields(algorithm)}
     if isinstance(algorithm, Direct):
-        own = loss_parameters(hyperparameters.get("loss", algorithm.loss))
-        values = {k: v for k, v in algorithm.loss_parameters if k in own}
-        values |= {k: hyperparameters.pop(k) for k in own if k in hyperparameters}
-        hyperparameters.setdefault("loss_parameters", tuple(sorted(values.items())))
-        fields |= set(own)
+        for choice in ("loss", "bonus"):
+            chosen = hyperparameters.get(choice, getattr(algorithm, choice))
+            own = [] if chosen is None else loss_parameters(chosen)
+            values = {k: v for k, v in getattr(algorithm, f"{choice}_parameters") if k in own}
+            values |= {k: hyperparameters.pop(k) for k in own if k in hyperparameters}
+            hyperparameters.setdefault(f"{choice}_parameters", tuple(sorted(values.items())))
+            fields |= set(own)
     unknown = sorted(set(hyperparameters) - fields)
     if unknown:
         raise ValueError(f"{unknown[0]}: {name} has no such hyper-parameter; it has {', '.join(sorted(fields))}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from simbandit.algorithms.games import GameDynamics, GameState
+from simbandit.algorithms.dynamics import GameDynamics, GameState
 from simbandit.draws import Round
 from simbandit.policies import Tabular
 from simbandit.types import Contexts, Info, Setting

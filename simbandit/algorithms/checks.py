@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -36,16 +36,19 @@ def _check(name: str, value: Any, hint: Any, low: float) -> None:
     integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     number = float(value) if integer or isinstance(value, float) else math.nan
     fine = (
-        (isinstance(value, str) and (value in choices or str in parts))
+        Any in parts  # the algorithm checks it itself
+        or (isinstance(value, str) and (value in choices or str in parts))
         or (value is None and NoneType in parts)
         or (isinstance(value, bool) and bool in parts)
         or (float in parts and low <= number < math.inf)
         or (int in parts and integer and number >= 1)
+        or isinstance(value, tuple(p for p in parts if is_dataclass(p)))
     )
     if not fine:
         allowed = [repr(choice) for choice in choices]
         words = {float: "a number > 0" if low > 0 else "a number >= 0" if low == 0 else "a number"}
         words |= {int: "an integer >= 1"}
         words |= {NoneType: "None", str: "a name", bool: "True or False"}
+        allowed += [f"a {p.__name__}" for p in parts if is_dataclass(p)]
         allowed += ["several numbers"] * bool(pairs) + [word for kind, word in words.items() if kind in parts]
         raise ValueError(f"{name}: must be {' or '.join(allowed)}, got {value!r}")

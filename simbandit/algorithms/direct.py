@@ -1,29 +1,53 @@
-"""The direct family: an algorithm is a row, who plays x what is minimised x which data x which reference."""
+"""The direct family: an algorithm is a row, who plays x what is minimised x which data x which reference (+ bonus)."""
 
 from __future__ import annotations
 
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from simbandit import losses
 from simbandit.algorithms.checks import check
-from simbandit.data import Duels
+from simbandit.algorithms.players import Cast, Player, held_of, policy_of
+from simbandit.algorithms.record import Entries, Record
 from simbandit.draws import Round
-from simbandit.objective import DuelObjective
-from simbandit.policies import Geometric, Uniform
+from simbandit.objective import Descent, DuelObjective, Term
+from simbandit.policies import Geometric, tabulate
 from simbandit.types import Contexts, Feedback, Info, Policy, Setting
 
-Player = Literal["current", "reference", "uniform", "mixture"]
-Data = Literal["all", "fresh"]
+Data = Literal["all", "fresh", "offline"]
 Anchor = Literal["reference", "mirror", "last"]
-Labels = Literal["duel", "win_rate"]
+Labels = Literal["duel", "win_rate", "own"]
+Weighting = Literal["sum", "mean", "rarity"]
+Parameters = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Moving:
+    """A reference that moves: every so many rounds log ref <- weight log pi_t + (1 - weight) log ref (TR-DPO,
+    2404.09656: weight 1 is its hard, .6 its soft update, there of network weights)."""
+
+    every: int = 1
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every: must be at least 1, got {self.every}")
+        if not 0 < self.weight <= 1:
+            raise ValueError(f"weight: must lie in (0, 1], got {self.weight}")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A bonus's expectation over a player's law, action by action, where `Direct` otherwise takes one draw a duel."""
+
+    player: Player
 
 
 @dataclass
@@ -33,36 +57,38 @@ class _State:
     setting: Setting
     policy: Policy
     kept: Policy
-    duels: Duels | None
-    seen: list[tuple[Contexts, Tensor, Tensor]] = field(default_factory=list)
-
-
-class _Data(NamedTuple):
-    """Duels to fit: contexts (R, C); row (R, U), each duel's position among them; actions (R, U, 2); weight, label
-    (R, U)."""
-
-    contexts: Contexts
-    row: Tensor
-    actions: Tensor
-    weight: Tensor
-    label: Tensor
+    previous: Policy
+    reference: Policy
+    record: Record
+    held: dict[int, Policy]
+    played: Tensor | None
+    updates: int = 0
+    asked: int = 0
 
 
 @dataclass(frozen=True)
 class Direct:
     """Direct preference learning: each round a pair is drawn by two players, labelled, and the policy fits itself.
 
-        pi_{t+1} = argmin_pi  sum over duels of loss(log pi, log pi_t, log pi_ref; label)
+        pi_{t+1} = argmin_pi  sum over duels of loss(log pi, log pi_t, log reference; label)
+                              + sum over calibration draws of bonus(log pi, log pi_t, log reference)
                               + proximal sum_x Var_a(log pi - anchor)        subject to the bound below
 
-    players: who draws the first and the second response: "current" (pi_t), "reference", "uniform", or "mixture", the
-        geometric mixture of pi_t with weight 1 - reference_weight and the reference with reference_weight.
+    players: who draws the first and the second response (`players`).
     loss: the name of a function in `losses`; loss_parameters: its own parameters, as sorted (name, value) pairs
         (`create("inpo", step_size=.5)` fills them in). schedule: step_size is 2 / (kl_coef (t + 2)) instead, t = 0, 1,
         ..., the schedule of the last-iterate theorems of INPO (2407.00617, Theorem 4) and Nash-MD.
-    data: "all" duels so far, or "fresh" ones of this round (a loss that looks at pi_t must take fresh data).
-    labels: "duel", as answered, or "win_rate": sigma(r_1 - r_2), r a response's share of this round's duels in its
-        context that it won, which estimates P(. beats pi_t) where both players are pi_t (DNO's labels).
+    data: "all" duels so far, "fresh" ones of this round (a loss that looks at pi_t must take them), or "offline": one
+        fit to logged duels. window: only the last so many rounds. hybrid: the share of the total weight that logged
+        duels get, whatever their number (None: each duel counts once); hybrid_loss: their loss, where it is another.
+    labels: "duel", as answered; "win_rate": sigma(r_1 - r_2), r a response's share of this round's duels in its context
+        that it won, which estimates P(. beats pi_t) where both players are pi_t (DNO's labels); "own": the policy
+        judges, sigma(kl_coef gap of log pi_t / reference), drawn.
+    reference: "fixed", or `Moving`. It stands in the loss and is the centre of the bound.
+    bonus: the name of a loss of single responses (`losses.optimism`, ...), bonus_parameters its own parameters.
+        calibration: whose responses it sees: the duel's "first" or "second", a player's (one draw a duel), or
+        `Expected(player)`. weighting: every draw counts once ("sum"), all together ("mean"), or N(x, a)^-1/2, N the
+        times that the action has been played ("rarity": COPO's count bonus).
     anchor: where an action stays when no duel speaks of it: "reference", "last" (pi_t), or "mirror" (the fixed point
         pi_ref^(kl_coef s) pi_t^(1 - kl_coef s) of `inpo`, s its step_size).
     optimistic: a round's duels move the kept policy, and once more, from there, the policy that plays (ONPO).
@@ -71,10 +97,16 @@ class Direct:
         and the unregularised game, where kl_coef must play no part. On log-linear policies it is the ball that implies
         it.
     proximal: weight of the variance term, which makes the argmin unique where no duel speaks.
+    passes: fits a round, each from the policy that the one before it left as pi_t (SPAC's iterations on logged data).
+    descent: an inexact fit, so many optimiser steps from pi_t, as part of the algorithm (SAIL's gradient is the first
+        step's; VPO's published bandit takes 20 AdamW steps); None is the argmin.
 
-    The fit is exact (Newton to 1e-9 per duel; `fit_residual` and `fit_iterations` are recorded) on tabular and
-    log-linear policies; another kind of policy brings its own `fit` (with proximal=0 it is only ever asked for the
-    actions of duels). Sums, not means, over the history.
+    The fit is exact (Newton to 1e-9 per duel; `fit_residual`, `fit_value` and `fit_iterations` are recorded) on tabular
+    and log-linear policies; another kind of policy brings its own `fit` (with proximal=0 and players that sample it is
+    only ever asked for the actions of duels). Where the objective is not convex (an optimistic bonus, some losses) the
+    lowest of several starts is taken, a local certificate. Sums, not means, over the history.
+    Asked through `FullInformation(oracle)`, the same row takes its exact step: every pair, weighted by the players'
+    laws (a round weighs as much as one of batch_size duels), with its exact label.
     Deviations: bound and proximal term are not in the papers, whose argmin need not exist.
     Complexity: O(distinct pairs) per Newton step in a finite world. Raises ValueError for unknown losses or parameters,
     for choices that contradict each other, and where no reward range is known and `value_range` is not given.
@@ -82,135 +114,296 @@ class Direct:
 
     loss: str = "dpo"
     players: tuple[Player, Player] = ("current", "current")
-    reference_weight: float | None = None
     data: Data = "all"
+    window: int | None = None
+    hybrid: float | None = None
+    hybrid_loss: str | None = None
     labels: Labels = "duel"
+    reference: Literal["fixed"] | Moving = "fixed"
+    bonus: str | None = None
+    bonus_parameters: Parameters = ()
+    calibration: Literal["first", "second"] | Player | Expected = "second"
+    weighting: Weighting = "sum"
     anchor: Anchor = "reference"
     optimistic: bool = False
-    loss_parameters: tuple[tuple[str, float], ...] = ()
+    loss_parameters: Parameters = ()
     schedule: bool = False
     value_range: float | Literal["unbounded"] | None = None
     proximal: float = 1e-6
+    passes: int = 1
+    descent: Descent | None = None
 
-    feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference",)
+    feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference", "full")
     needs_features: ClassVar[bool] = False
-    offline: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check(self, positive=("loss_parameters", "value_range"))
-        allowed = loss_parameters(self.loss)
-        given = [name for name, _ in self.loss_parameters]
-        if sorted(given) != sorted(allowed):
-            raise ValueError(f"loss_parameters: {self.loss} takes {allowed or 'none'}, got {given or 'none'}")
+        check(self, positive=("value_range", "window"), signed=("loss_parameters", "bonus_parameters"))
+        given = self._given("loss_parameters", self.loss, self.loss_parameters)
+        self._given("bonus_parameters", self.bonus, self.bonus_parameters)
+        if self.hybrid_loss is not None:
+            self._given("hybrid_loss", self.hybrid_loss, ())
         for choice, chosen in (("anchor", self.anchor == "mirror"), ("schedule", self.schedule)):
             if chosen and "step_size" not in given:
                 value = repr(getattr(self, choice))
                 raise ValueError(f"{choice}: {value} needs a loss with a step_size, {self.loss} has none; leave it out")
-        if self.data == "all" and "step_size" in given:
-            raise ValueError(f"data: {self.loss} looks at the last policy and takes 'fresh' data, got 'all'")
+        moving = sorted({self.loss, self.bonus} & losses.MOVING)
+        if self.data == "all" and moving:
+            raise ValueError(f"data: {moving[0]} looks at the last policy and takes 'fresh' data, got 'all'")
+        if self.loss in losses.BATCHED and (self.data == "all" or self.descent is None):
+            raise ValueError(
+                f"descent: {self.loss} is of a whole batch, so data must not be counted and steps be given"
+            )
         for choice, chosen in (("labels", self.labels == "win_rate"), ("optimistic", self.optimistic)):
-            if chosen and self.data == "all":
+            if chosen and self.data != "fresh":
                 value = repr(getattr(self, choice))
-                raise ValueError(f"{choice}: {value} speaks of this round's duels and takes 'fresh' data, got 'all'")
-        if ("mixture" in self.players) != (self.reference_weight is not None):
-            raise ValueError(f"reference_weight: given with a player 'mixture' and only then, got {self.players}")
-        if self.reference_weight is not None and self.reference_weight > 1:
-            raise ValueError(f"reference_weight: must lie in [0, 1], got {self.reference_weight}")
+                raise ValueError(f"{choice}: {value} speaks of this round's duels and takes 'fresh' data")
+        if self.window is not None and self.data != "all":
+            raise ValueError(f"window: is of data 'all', got {self.data!r}; leave it out")
+        if self.hybrid is not None and (self.hybrid > 1 or self.data == "offline"):
+            raise ValueError(f"hybrid: a share in [0, 1] next to online data, got {self.hybrid} with {self.data!r}")
+        if self.bonus is not None and self.bonus not in losses.BONUSES:
+            raise ValueError(f"bonus: must be one of {sorted(losses.BONUSES)}, got {self.bonus!r}")
+        if self.loss in losses.CALIBRATED | losses.BONUSES:
+            raise ValueError(f"loss: {self.loss} sees a calibration draw; give its pair loss, and the rest as `bonus`")
+        if self.bonus in losses.DIVERGING and self.value_range == "unbounded" and self.descent is None:
+            raise ValueError(f"value_range: {self.bonus} has no minimum without a bound, got 'unbounded'")
+
+    @staticmethod
+    def _given(label: str, name: str | None, parameters: Parameters) -> list[str]:
+        allowed = [] if name is None else loss_parameters(name)
+        given = [own for own, _ in parameters]
+        if sorted(given) != sorted(allowed):
+            raise ValueError(f"{label}: {name} takes {allowed or 'none'}, got {given or 'none'}")
+        return given
+
+    @property
+    def offline(self) -> bool:
+        return self.data == "offline"
 
     @property
     def consistent(self) -> bool:
-        return self.loss == "dpo" and self.data == "all"
+        """Duels of pi_t keep all actions alive, and the argmin is the Bradley-Terry likelihood's."""
+        plain = (self.bonus, self.reference, self.labels, self.window, self.descent) == (
+            None,
+            "fixed",
+            "duel",
+            None,
+            None,
+        )
+        return self.loss == "dpo" and self.data != "fresh" and plain and set(self.players) <= {"current", "reference"}
 
     def init(self, setting: Setting) -> _State:
         if self.value_range is None and not math.isfinite(_span(setting)):
             raise ValueError("value_range: this world tells no reward range; give the bound on kl_coef |log-ratio gap|")
-        duels = None
-        if self.data == "all" and setting.contexts is not None:
-            duels = Duels(setting.replicates, setting.contexts, None, setting.device)
-        return _State(setting, setting.policy, setting.policy, duels)
+        record = Record(
+            setting,
+            window=1 if self.data == "fresh" else self.window,
+            dense=setting.feedback == "full" or self.loss in losses.POINTWISE,
+            separate=self.hybrid is not None,
+        )
+        start = setting.policy
+        held = held_of((*self.players, self.calibration, getattr(self.calibration, "player", None)), start)
+        played = None
+        if self.weighting == "rarity":
+            if setting.contexts is None:
+                raise ValueError("weighting: 'rarity' counts actions and needs a finite world (n_contexts=)")
+            played = torch.zeros_like(setting.contexts.ref_log_probs)
+        return _State(setting, start, start, start, start, record, held, played)
 
     def select(self, state: _State, contexts: Contexts, draws: Round) -> Tensor:
+        """Actions (R, B, 2); or, asked about exact answers, the log of the pairs' law (R, X, A, A)."""
+        players = [policy_of(player, self._cast(state)) for player in self.players]
+        if state.setting.feedback == "full":
+            first, second = (player.log_probs(contexts) for player in players)
+            return first[..., :, None] + second[..., None, :]
         uniforms = (draws.uniform(f"player{i}", contexts.shape[1]) for i in (0, 1))
-        players = (self._player(state, name) for name in self.players)
         return torch.stack([p.sample(contexts, u) for p, u in zip(players, uniforms, strict=True)], dim=-1)
 
     def update(
         self, state: _State, contexts: Contexts, actions: Tensor, feedback: Tensor, draws: Round
     ) -> tuple[_State, Info]:
-        data = self._data(state, contexts, actions, feedback)
-        state.kept, fit = state.kept.fit(self._objective(state, data, draws.t))
-        state.policy, residual, iterations = state.kept, fit.residual, fit.iterations
+        duels = self._duels(state, contexts, actions, feedback, draws)
+        state.asked += state.setting.batch_size if state.setting.feedback == "full" else feedback.shape[1]
+        if state.played is not None:
+            cell = (duels.row[..., None] * contexts.n_actions + duels.actions).flatten(1)
+            said = duels.weight if state.setting.feedback == "full" else torch.ones_like(duels.weight)
+            state.played.view(cell.shape[0], -1).scatter_add_(1, cell, said.repeat_interleave(2, dim=1))
+        state.record.add(contexts, duels, self._singles(state, contexts, duels, draws), logged=draws.logged)
+        state.previous = state.policy
+        state.kept, fit = state.kept.fit(self._objective(state, draws.t))
+        iterations = fit.iterations
+        for _ in range(self.passes - 1):
+            state.policy = state.kept
+            state.kept, fit = state.kept.fit(self._objective(state, draws.t))
+            iterations = iterations + fit.iterations
+        state.policy, residual = state.kept, fit.residual
         if self.optimistic:
-            state.policy, ahead = state.kept.fit(self._objective(state, data, draws.t))
+            state.policy, ahead = state.kept.fit(self._objective(state, draws.t))
             residual, iterations = torch.maximum(residual, ahead.residual), iterations + ahead.iterations
-        return state, Info(fit_residual=residual, fit_iterations=iterations)
+        if not draws.logged:
+            self._move(state)
+        return state, Info(fit_residual=residual, fit_iterations=iterations, fit_value=fit.value)
 
     def policy(self, state: _State) -> Policy:
         return state.policy
 
-    def _player(self, state: _State, name: Player) -> Policy:
-        reference, weight = state.setting.policy, self.reference_weight
-        if name == "mixture" and weight is not None and 0 < weight < 1:
-            return Geometric((state.policy, reference), (1 - weight, weight))
-        if name == "reference" or (name == "mixture" and weight == 1):
-            return reference
-        return Uniform() if name == "uniform" else state.policy
+    def _cast(self, state: _State) -> Cast:
+        return Cast(state.policy, state.previous, state.setting.policy, state.held)
 
-    def _data(self, state: _State, contexts: Contexts, actions: Tensor, label: Tensor) -> _Data:
-        """The chosen duels over the contexts that they speak of (the pool, or the contexts seen)."""
-        pool = state.setting.contexts
-        if state.duels is not None:
-            assert pool is not None
-            held = state.duels
-            held.add(contexts, actions, label)
-            return _Data(pool, held.context, held.actions, held.count, held.wins / held.count.clamp_min(1e-300))
-        if pool is None:
-            state.seen = [*(state.seen if self.data == "all" else []), (contexts, actions, label)]
-            over = _joined([c for c, _, _ in state.seen])
-            actions = torch.cat([a for _, a, _ in state.seen], dim=1)
-            label = torch.cat([y for _, _, y in state.seen], dim=1)
-            row = torch.arange(actions.shape[1], device=actions.device).expand(actions.shape[:2])
-        else:
+    def _move(self, state: _State) -> None:
+        """References and players that move in stages, after the round."""
+        state.updates += 1
+        for every in state.held:
+            if state.updates % every == 0:
+                state.held[every] = state.policy
+        moving = self.reference
+        if isinstance(moving, Moving) and state.updates % moving.every == 0:
+            if moving.weight == 1:
+                state.reference = state.policy
+            else:
+                between = Geometric((state.policy, state.reference), (moving.weight, 1 - moving.weight))
+                state.reference = tabulate(between, state.setting.contexts)
+
+    # ------------------------------------------------------------------------------------------------------- data
+
+    def _duels(self, state: _State, contexts: Contexts, actions: Tensor, label: Tensor, draws: Round) -> Entries:
+        """This round's duels, or every pair with its weight where the answers are exact."""
+        if state.setting.feedback == "full":
+            return self._every_pair(state, contexts, actions, label)
+        row = torch.arange(label.shape[1], device=label.device).expand(label.shape)
+        if state.setting.contexts is not None:
             assert contexts.index is not None
-            over, row = pool, contexts.index
+            row = contexts.index
         if self.labels == "win_rate":
-            label = _win_rate_labels(over, row, actions, label)
+            label = _win_rate_labels(state.setting.contexts or contexts, row, actions, label)
+        elif self.labels == "own":
+            label = (draws.uniform("own label", label.shape[1]) < self._own(state, contexts, actions)).to(label.dtype)
         weight = torch.ones_like(label)
         if self.loss not in losses.POINTWISE:  # a duel of a response with itself says nothing
             weight = (actions[..., 0] != actions[..., 1]).to(torch.float64)
-        return _Data(over, row, actions, weight, label)
+        return Entries(row, actions, weight, label)
 
-    def _objective(self, state: _State, data: _Data, t: int) -> DuelObjective:
-        """The sum over the data, `last` being the kept policy."""
-        setting, duelled = state.setting, Contexts(index=data.row, pool=data.contexts)
+    def _own(self, state: _State, contexts: Contexts, actions: Tensor) -> Tensor:
+        ratio = state.policy.log_probs(contexts, actions) - state.reference.log_probs(contexts, actions)
+        return torch.sigmoid(state.setting.kl_coef * (ratio[..., 0] - ratio[..., 1]))
+
+    def _every_pair(self, state: _State, pool: Contexts, law: Tensor, table: Tensor) -> Entries:
+        R, X, A = law.shape[:3]
+        cells = torch.cartesian_prod(*[torch.arange(n, device=law.device) for n in (X, A, A)])
+        row, actions = cells[:, 0].expand(R, -1), cells[:, 1:].expand(R, -1, -1)
+        offered = ~torch.isneginf(pool.ref_log_probs)
+        present = offered[..., :, None] & offered[..., None, :]
+        likely = pool.ref_log_probs.argmax(-1)[:, cells[:, 0]]  # padding names an action that exists
+        actions = torch.where(present.reshape(R, -1)[..., None], actions, likely[..., None])
+        if self.labels == "win_rate":
+            rate = (law.exp() * table).sum(-1) / law.exp().sum(-1).clamp_min(1e-300)
+            table = torch.sigmoid(rate[..., :, None] - rate[..., None, :])
+        label = table.reshape(R, -1)
+        if self.labels == "own":
+            label = self._own(state, Contexts(index=row, pool=pool), actions)
+        assert pool.weights is not None
+        weight = state.setting.batch_size * pool.weights[..., None, None] * law.exp()
+        return Entries(row, actions, weight.reshape(R, -1), label)
+
+    def _singles(self, state: _State, contexts: Contexts, duels: Entries, draws: Round) -> Entries | None:
+        """The responses that the bonus of this round sees."""
+        if self.bonus is None or isinstance(self.calibration, Expected):
+            return None
+        if self.calibration in ("first", "second"):
+            at = 0 if self.calibration == "first" else 1
+            # a duel with itself says nothing of preferences, but its draws stay in the bonus
+            weight = duels.weight if state.setting.feedback == "full" else torch.ones_like(duels.weight)
+            return Entries(duels.row, duels.actions[..., at : at + 1], weight, torch.zeros_like(duels.label))
+        player = policy_of(self.calibration, self._cast(state))
+        if state.setting.feedback == "full":
+            return _every_action(contexts, player, float(state.setting.batch_size))
+        drawn = player.sample(contexts, draws.uniform("calibration", contexts.shape[1]))[..., None]
+        return Entries(duels.row, drawn, torch.ones_like(duels.weight), torch.zeros_like(duels.label))
+
+    # -------------------------------------------------------------------------------------------------- objective
+
+    def _objective(self, state: _State, t: int) -> DuelObjective:
+        """The sum over the record, `last` being the kept policy."""
+        setting = state.setting
+        contexts, entries = state.record.entries()
         parameters = dict(self.loss_parameters)
         if self.schedule:
             parameters["step_size"] = 2 / (setting.kl_coef * (t + 2))
+        functions = {
+            "duels": partial(getattr(losses, self.loss), **parameters),
+            "logged": partial(getattr(losses, self.loss), **parameters)
+            if self.hybrid_loss is None
+            else getattr(losses, self.hybrid_loss),
+        }
+        if self.hybrid is not None and {"duels", "logged"} <= set(entries):
+            entries |= _shared(entries, self.hybrid)
+        if self.bonus is not None:
+            functions["singles"] = partial(getattr(losses, self.bonus), **dict(self.bonus_parameters))
+            entries["singles"] = self._weighted(state, contexts, entries.get("singles"))
         bound = math.inf
         if self.value_range != "unbounded":
             bound = (_span(setting) if self.value_range is None else self.value_range) / setting.kl_coef
         return DuelObjective(
-            contexts=data.contexts,
-            row=data.row,
-            actions=data.actions,
-            weight=data.weight,
-            label=data.label,
-            last=state.kept.log_probs(duelled, data.actions),
-            ref=setting.policy.log_probs(duelled, data.actions),
-            loss=partial(getattr(losses, self.loss), **parameters),
+            contexts=contexts,
+            terms=tuple(self._term(state, contexts, e, functions[kind]) for kind, e in entries.items()),
             kl_coef=setting.kl_coef,
-            anchored=self._anchored(setting, state.kept, parameters),
+            anchored=self._anchored(state, parameters),
             proximal=self.proximal,
             bound=bound,
+            reference=None if self.reference == "fixed" else state.reference,
+            convex=not ({self.loss, self.bonus} & losses.NON_CONVEX),
+            descent=self.descent,
         )
 
-    def _anchored(self, setting: Setting, last: Policy, parameters: dict[str, float]) -> Callable[[Contexts], Tensor]:
-        ref, kept = setting.policy, float(self.anchor == "last")
+    def _term(self, state: _State, contexts: Contexts, entries: Entries, loss: Callable[..., Tensor]) -> Term:
+        spoken = Contexts(index=entries.row, pool=contexts)
+        last, ref = (policy.log_probs(spoken, entries.actions) for policy in (state.kept, state.reference))
+        return Term(*entries, last=last, ref=ref, loss=loss)
+
+    def _weighted(self, state: _State, contexts: Contexts, drawn: Entries | None) -> Entries:
+        """The bonus's responses with their weights."""
+        if isinstance(self.calibration, Expected):
+            drawn = _every_action(contexts, policy_of(self.calibration.player, self._cast(state)), float(state.asked))
+        assert drawn is not None
+        weight = drawn.weight
+        if self.weighting == "mean":
+            weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-300)
+        elif self.weighting == "rarity":
+            assert state.played is not None
+            replicate = torch.arange(weight.shape[0], device=weight.device)[:, None]
+            weight = weight / state.played[replicate, drawn.row, drawn.actions[..., 0]].clamp_min(1.0).sqrt()
+        return drawn._replace(weight=weight)
+
+    def _anchored(self, state: _State, parameters: dict[str, float]) -> Callable[[Contexts], Tensor]:
+        ref, last, kept = state.reference, state.kept, float(self.anchor == "last")
         if self.anchor == "mirror":
-            kept = 1 - setting.kl_coef * parameters["step_size"]
+            kept = 1 - state.setting.kl_coef * parameters["step_size"]
         if kept in (0.0, 1.0):
             return (last if kept else ref).log_probs
         return lambda contexts: (1 - kept) * ref.log_probs(contexts) + kept * last.log_probs(contexts)
+
+
+def _every_action(contexts: Contexts, player: Policy, total: float) -> Entries:
+    """Every action, weighted by the law of contexts times the player's, `total` in all."""
+    law = player.log_probs(contexts).exp()
+    (R, X, A), offered = law.shape, ~torch.isneginf(contexts.ref_log_probs)
+    cells = torch.cartesian_prod(torch.arange(X, device=law.device), torch.arange(A, device=law.device))
+    likely = contexts.ref_log_probs.argmax(-1)[:, cells[:, 0]]
+    actions = torch.where(offered.reshape(R, -1), cells[:, 1].expand(R, -1), likely)[..., None]
+    share = law.new_full((R, X), 1 / X) if contexts.weights is None else contexts.weights
+    weight = torch.where(offered, total * share[..., None] * law, 0.0).reshape(R, -1)
+    return Entries(cells[:, 0].expand(R, -1), actions, weight, torch.zeros_like(weight))
+
+
+def _shared(entries: dict[str, Entries], share: float) -> dict[str, Entries]:
+    """Online and logged duels reweighted, so that the logged ones make up `share` of the same total."""
+    mass = {kind: entries[kind].weight.sum(-1, keepdim=True) for kind in ("duels", "logged")}
+    total = mass["duels"] + mass["logged"]
+    wanted = {"duels": 1 - share, "logged": share}
+    return {
+        kind: entries[kind]._replace(weight=entries[kind].weight * wanted[kind] * total / mass[kind].clamp_min(1e-300))
+        for kind in wanted
+    }
 
 
 def _win_rate_labels(over: Contexts, row: Tensor, actions: Tensor, label: Tensor) -> Tensor:
@@ -236,9 +429,3 @@ def loss_parameters(name: str) -> list[str]:
 def _span(setting: Setting) -> float:
     low, high = setting.reward_range
     return high - low
-
-
-def _joined(parts: list[Contexts]) -> Contexts:
-    """Fresh contexts of several rounds as one batch."""
-    features = torch.cat([c.features for c in parts], dim=1) if parts[0].has_features else None
-    return Contexts(features=features, ref_log_probs=torch.cat([c.ref_log_probs for c in parts], dim=1))

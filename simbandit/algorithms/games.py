@@ -1,13 +1,8 @@
 """Game dynamics on tables: every method that steps by the payoff vector g(q) = P q - 1/2 of a policy q.
 
 In house notation: theta = log pi up to constants, ref = log pi_ref, k = kl_coef, s = step_size, g(q)_a = P(a beats q) -
-1/2. Each iteration asks the oracle for g at one policy (`query`) and moves (`step`). Two forms of each, chosen by the
-oracle:
-
-* exact: `FullInformation(oracle)` answers g(q) for every context and action, one oracle evaluation a round;
-* sampled: a preference oracle labels duels (a, b), a uniform over the offered actions, b ~ q, at the contexts drawn;
-then
-  g_hat(x, a) = sum over duels at (x, a) of (label - 1/2) / (batch_size w_x u_a), unbiased for the law of contexts w.
+1/2. What a rule is asked and how it is fed, exactly or by duels, is in `dynamics`; `as_solver.run` iterates a rule on
+given games until it meets the solver's own stopping rule.
 
 Update formulas: their sources, restated in one notation with the linearisation omega of the game (the largest
 |eigenvalue| of (P - 1/2)(diag pi* - pi* pi*') / i): mirror descent converges locally iff s < 2 k / (k^2 + omega^2).
@@ -16,105 +11,21 @@ Update formulas: their sources, restated in one notation with the linearisation 
 from __future__ import annotations
 
 import math
-import warnings
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from simbandit.algorithms.checks import check
-from simbandit.draws import Round
-from simbandit.policies import Tabular, normalise
-from simbandit.policies import uniform as uniform_law
-from simbandit.types import Contexts, Feedback, Info, Policy, Setting
-
-
-@dataclass
-class GameState:
-    """theta: the iterate, log-probabilities (R, X, A); memory: what else the rule keeps, by name; t: oracle answers so
-    far; absent: actions that their context does not offer, None where all contexts offer all."""
-
-    setting: Setting
-    ref: Tensor
-    theta: Tensor
-    policy: Tabular
-    memory: dict[str, Tensor] = field(default_factory=dict)
-    t: int = 0
-    absent: Tensor | None = None
-
-
-class GameDynamics(ABC):
-    """The plumbing of every rule below: asking, estimating g, and keeping the table."""
-
-    feedbacks: ClassVar[tuple[Feedback, ...]] = ("full", "preference")
-    needs_features: ClassVar[bool] = False
-    offline: ClassVar[bool] = False
-
-    @property
-    def consistent(self) -> bool:
-        return False  # its target is an equilibrium, not the optimum of a reward
-
-    @abstractmethod
-    def query(self, state: GameState) -> Tensor:
-        """The policy against which the oracle is asked, log-probabilities (R, X, A)."""
-
-    @abstractmethod
-    def step(self, state: GameState, g: Tensor) -> Tensor:
-        """The next theta, from the payoff g (R, X, A) of the queried policy; may use `state.memory`."""
-
-    def init(self, setting: Setting) -> GameState:
-        if setting.contexts is None:
-            raise ValueError("world: game dynamics keep a table of policies and need a finite world (n_contexts=)")
-        ref = setting.contexts.ref_log_probs
-        absent = torch.isneginf(ref)
-        return GameState(setting, ref, ref, Tabular(ref), absent=absent if bool(absent.any()) else None)
-
-    def select(self, state: GameState, contexts: Contexts, draws: Round) -> Tensor:
-        asked = Tabular(self.query(state))
-        if state.setting.feedback == "full":
-            return asked.table
-        uniforms = [draws.uniform(f"player{i}", contexts.shape[1]) for i in (0, 1)]
-        first = Tabular(uniform_law(state.ref)).sample(contexts, uniforms[0])
-        return torch.stack([first, asked.sample(contexts, uniforms[1])], dim=-1)
-
-    def update(
-        self, state: GameState, contexts: Contexts, actions: Tensor, feedback: Tensor, draws: Round
-    ) -> tuple[GameState, Info]:
-        del draws
-        exact = state.setting.feedback == "full"
-        g = feedback - 0.5 if exact else sampled_payoff(state, contexts, actions, feedback)
-        theta = offered(state, self.step(state, g))
-        state.theta, state.policy, state.t = theta, Tabular(theta), state.t + 1
-        return state, Info()
-
-    def policy(self, state: GameState) -> Policy:
-        return state.policy
-
-
-def offered(state: GameState, log_weights: Tensor) -> Tensor:
-    """Normalised log-probabilities, -inf where the context does not offer the action."""
-    return normalise(log_weights if state.absent is None else log_weights.masked_fill(state.absent, -torch.inf))
-
-
-def sampled_payoff(state: GameState, contexts: Contexts, actions: Tensor, label: Tensor) -> Tensor:
-    """Unbiased g_hat (R, X, A) from a batch of duels whose first action was drawn uniformly."""
-    pool = state.setting.contexts
-    assert pool is not None
-    assert contexts.index is not None
-    R, X, A = state.ref.shape
-    weights = pool.weights if pool.weights is not None else state.ref.new_full((R, X), 1 / X)
-    cell = contexts.index * A + actions[..., 0]
-    total = torch.zeros(R, X * A, dtype=state.ref.dtype, device=state.ref.device)
-    total = total.scatter_add_(1, cell, label - 0.5).view(R, X, A)
-    n_offered = (~torch.isneginf(state.ref)).sum(-1)
-    return total * (n_offered / (label.shape[1] * weights))[..., None]
-
-
-def stable_step(kl_coef: float) -> float:
-    """k / (k^2 + 1/4): half the stability limit of mirror descent in the worst game, where omega = 1/2."""
-    return kl_coef / (kl_coef**2 + 0.25)
+from simbandit.algorithms.dynamics import (
+    WORST_FREQUENCY,
+    GameDynamics,
+    GameState,
+    offered,
+    stable_step,
+    warn_unstable,
+)
+from simbandit.types import Setting
 
 
 @dataclass(frozen=True)
@@ -122,9 +33,13 @@ class MirrorDescent(GameDynamics):
     """theta <- (1 - s k) theta + s k ref + s g(pi): mirror descent on the regularised game.
 
     The exact form of INPO (2407.00617, eq. 5; their eta is 1 / s) and the gradient flow of Online IPO (2403.08635).
+    With `schedule` it is also MTPO (2405.14655) in conversations of one turn, registered as `mtpo`: their step
+    pi(a|x_h)^(1 - s k) pi_ref^(s k) exp(s Q) with s = 2 / (k (t + 2)) has the win rate as its Q there. It differs from
+    `mirror_descent` in that schedule only, and from `nash_md` (same schedule) in the opponent: the policy itself, where
+    Nash-MD asks against the geometric mixture. Several turns, where Q is more than a win rate: `simbandit.trees`.
     step_size: None takes k / (k^2 + 1/4), half the stability limit in the worst game. Guarantee: with s = 2 / (k (t +
     2)) (`schedule`) KL(pi* || pi_t) = O(1 / t); a constant step converges locally iff s < 2 k / (k^2 + omega^2), and
-    cycles beyond. Complexity O(X A^2) a round, the oracle's.
+    cycles beyond. A step beyond that limit at omega = 1/2 is warned of. Complexity O(X A^2) a round, the oracle's.
     """
 
     step_size: float | None = None
@@ -134,12 +49,10 @@ class MirrorDescent(GameDynamics):
         check(self, positive=("step_size",))
 
     def init(self, setting: Setting) -> GameState:
-        if not self.schedule and (self.step_size or 0.0) >= 2 / setting.kl_coef:
-            warnings.warn(
-                f"step_size: {self.step_size:g} >= 2 / kl_coef = {2 / setting.kl_coef:g} is unstable in every game "
-                "(locally stable below 2 kl_coef / (kl_coef^2 + omega^2))",
-                stacklevel=2,
-            )
+        k = setting.kl_coef
+        if self.step_size and not self.schedule:
+            limit = 2 * k / (k**2 + WORST_FREQUENCY**2)
+            warn_unstable("step_size", self.step_size, limit, "2 kl_coef / (kl_coef^2 + omega^2)")
         return super().init(setting)
 
     def query(self, state: GameState) -> Tensor:
@@ -324,6 +237,13 @@ class MagneticDescent(GameDynamics):
     def __post_init__(self) -> None:
         check(self, positive=("step_size",))
 
+    def init(self, setting: Setting) -> GameState:
+        k = setting.kl_coef
+        if self.step_size and self.period is None and k < WORST_FREQUENCY:
+            limit = 2 * k / (WORST_FREQUENCY**2 - k**2)
+            warn_unstable("step_size", self.step_size, limit, "2 kl_coef / (omega^2 - kl_coef^2)")
+        return super().init(setting)
+
     def query(self, state: GameState) -> Tensor:
         return state.theta
 
@@ -374,6 +294,12 @@ class BestResponse(GameDynamics):
         check(self, positive=("damping",))
         if self.damping > 1:
             raise ValueError(f"damping: must lie in (0, 1], got {self.damping}")
+
+    def init(self, setting: Setting) -> GameState:
+        k = setting.kl_coef
+        limit = 2 * k**2 / (k**2 + WORST_FREQUENCY**2)
+        warn_unstable("damping", self.damping, limit, "2 kl_coef^2 / (kl_coef^2 + omega^2)")
+        return super().init(setting)
 
     def query(self, state: GameState) -> Tensor:
         return state.theta

@@ -18,7 +18,8 @@ class FullInformation:
     """Exact (population) feedback: answers a policy instead of sampled actions.
 
     Bound, `respond` takes log-probabilities (R, X, A) and returns, for every action, its win probability
-    against that policy (`oracle` has a `win_table`) or its expected reward (`oracle` has a `mean`).
+    against that policy (`oracle` has a `win_table`) or its expected reward (`oracle` has a `mean`). Asked about pairs,
+    by the log of their law (R, X, A, A), it returns the win probability of each.
     """
 
     oracle: Oracle
@@ -66,8 +67,10 @@ class BoundFullInformation:
     def respond(self, contexts: Contexts, log_probs: Tensor, draws: Round) -> Tensor:
         """Win probabilities P q against the policy q = exp(log_probs) (R, X, A), or expected rewards.
 
-        (R, X, A). Entries of absent actions are defined (1/2, or 0) and mean nothing.
+        (R, X, A); or, for a law of pairs (R, X, A, A), every pair's win probability. Entries of absent actions are defined (1/2, or 0) and mean nothing.
         """
+        if log_probs.ndim == 4:
+            return self.win_table(contexts)
         if hasattr(self.oracle, "win_table"):
             return self.win_rates(contexts, log_probs)
         return self.oracle.mean(contexts)

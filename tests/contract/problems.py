@@ -119,9 +119,10 @@ def batch(case: Case, replicates: int = 2, size: int = 48, seed: int = 1) -> Bat
     pool, rng = instance.pool, np.random.default_rng(seed)
     assert pool is not None
     if case.feedback == "full":
-        asked = torch.from_numpy(rng.normal(size=(replicates, X, A))).log_softmax(-1)
-        answer = torch.from_numpy(rng.random((replicates, X, A)))
-        return Batch(setting_of(case, pool, replicates, X), pool, asked, answer)
+        setting = setting_of(case, pool, replicates, X)
+        shape = case.algorithm.select(case.algorithm.init(setting), pool, Draws(seed, replicates).at(0)).shape
+        asked = torch.from_numpy(rng.normal(size=shape)).flatten(2).log_softmax(-1).view(shape)
+        return Batch(setting, pool, asked, torch.from_numpy(rng.random(shape)))
     select = ORACLES[case.feedback].n_select
     index = torch.from_numpy(rng.integers(X, size=(replicates, size)))
     actions = torch.from_numpy(rng.integers(A, size=(replicates, size, select)))

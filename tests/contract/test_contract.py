@@ -374,9 +374,14 @@ def permuted(case: Case, data: Batch, what: str) -> tuple[Batch, Any]:
     def rename(table: torch.Tensor) -> torch.Tensor:
         return table
 
-    if data.setting.feedback == "full" and what != "interactions":  # one row a context, one column an action
-        at = (slice(None), slice(None), order) if what == "actions" else (slice(None), order)
-        actions, feedback = actions[at], feedback[at]
+    if data.setting.feedback == "full" and what != "interactions":
+
+        def moved(answers: torch.Tensor) -> torch.Tensor:  # one row a context; an action, or a pair of them
+            if what == "contexts":
+                return answers[:, order]
+            return answers[:, :, order] if answers.ndim == 3 else answers[:, :, order][..., order]
+
+        actions, feedback = moved(actions), moved(feedback)
     if what == "actions":
         features, ref = None if features is None else features[:, :, order], ref[..., order]
         actions = actions if data.setting.feedback == "full" else renamed[actions]

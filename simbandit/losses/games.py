@@ -1,16 +1,10 @@
-"""Preference losses: pure functions `loss(log_probs, label, kl_coef, ...) -> one value per duel`.
+"""The games' losses: regressions whose population minimiser, under pairs drawn i.i.d. from a law q, is a step along the
+win rates P(. beats q). The pair losses (`pairs.ipo`, `inpo`, `onpo`) take it for every normalised policy, the pointwise
+ones (`sppo` and `rspo_*`) only for unnormalised log-ratios.
 
-`log_probs` holds sequence-level log-probabilities of both responses of every duel under the policy now, the last policy
-and the reference, (..., 2), in the order in which they were played; `label` is the probability that the first wins
-(hard labels are 0 and 1). Every loss is affine in the label, label * l(first, second) + (1 - label) * l(second, first),
-so duels may be counted and labels soft. Tables and language models share these functions.
-
-The games' losses are regressions whose population minimiser, under pairs drawn i.i.d. from a law q, is a step along the
-win rates P(. beats q): the pair losses (`ipo`, `inpo`, `onpo`) for every normalised policy, the pointwise ones (`sppo`
-and `rspo_*`) only for unnormalised log-ratios. Nash-MD needs no loss of its own: `inpo` with both responses drawn from
-the geometric mixture pi_ref^w pi_last^(1 - w), w = kl_coef step_size, is its step (2312.00886, section 6). Its
-policy-gradient form E[grad log pi(y) (P(y beats y') - 1/2 - kl_coef log pi/pi_ref)] is a direction and no loss: a
-surrogate that is linear in log pi has no minimiser.
+Nash-MD needs no loss of its own: `inpo` with both responses drawn from the geometric mixture pi_ref^w pi_last^(1 - w),
+w = kl_coef step_size, is its step (2312.00886, section 6). Its policy-gradient form E[grad log pi(y) (P(y beats y') -
+1/2 - kl_coef log pi/pi_ref)] is a direction and no loss: a surrogate that is linear in log pi has no minimiser.
 """
 
 from __future__ import annotations
@@ -18,44 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simbandit.losses.forms import cross_entropy, divergence, exp, gap, positive, regression
 from simbandit.objective import PairLogProbs
-
-POINTWISE = frozenset({"sppo", "rspo_reverse_kl", "rspo_forward_kl", "rspo_chi_squared"})
-"""Losses of each response by itself, in which a duel of a response with itself counts; it is constant in the others."""
-
-
-def _gap(pair: Tensor) -> Tensor:
-    return pair[..., 0] - pair[..., 1]
-
-
-def _cross_entropy(m: Tensor, label: Tensor) -> Tensor:
-    """-label log sigma(m) - (1 - label) log sigma(-m)."""
-    return label * torch.nn.functional.softplus(-m) + (1 - label) * torch.nn.functional.softplus(m)
-
-
-def _regression(h: Tensor, target: float, label: Tensor) -> Tensor:
-    """(winner's h - target)^2, h the first response's; its mean is least at h = (2 p - 1) target."""
-    return label * (h - target) ** 2 + (1 - label) * (h + target) ** 2
-
-
-def dpo(log_probs: PairLogProbs, label: Tensor, kl_coef: float) -> Tensor:
-    """Direct preference optimisation: -log sigma(m), m = kl_coef (log-ratio of the winner - log-ratio of the loser).
-
-    Source: Rafailov et al. 2023 (2305.18290), eq. 7; their beta is `kl_coef`. Population minimiser: the implied reward
-    kl_coef log pi/pi_ref has differences logit(p); over all policies this is Gibbs of the Bradley-Terry MLE.
-    """
-    return _cross_entropy(kl_coef * (_gap(log_probs.now) - _gap(log_probs.ref)), label)
-
-
-def ipo(log_probs: PairLogProbs, label: Tensor, kl_coef: float) -> Tensor:
-    """Identity preference optimisation: (h - 1 / (2 kl_coef))^2, h = log-ratio of the winner - log-ratio of the loser.
-
-    Source: Azar et al. 2023 (2310.12036), eq. 17; their tau is `kl_coef`. Population minimiser: h = (2 p - 1) /
-    (2 kl_coef) for one pair; under pairs drawn i.i.d. from q the best response to q, pi proportional to
-    pi_ref exp(P(. beats q) / kl_coef). Online IPO and IPO-MD (2403.08635) are this loss on pairs of the policy itself
-    or of its geometric mixture with the reference.
-    """
-    return _regression(_gap(log_probs.now) - _gap(log_probs.ref), 1 / (2 * kl_coef), label)
 
 
 def inpo(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, step_size: float) -> Tensor:
@@ -66,9 +24,10 @@ def inpo(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, step_size: f
     minimiser under pairs drawn i.i.d. from q (the paper: pi_last): the mirror-descent step
     pi proportional to pi_ref^(kl s) pi_last^(1 - kl s) exp(s P(. beats q)), s = step_size.
     """
+    positive(step_size=step_size)
     pull = kl_coef * step_size
-    h = _gap(log_probs.now) - pull * _gap(log_probs.ref) - (1 - pull) * _gap(log_probs.last)
-    return _regression(h, step_size / 2, label)
+    h = gap(log_probs.now) - pull * gap(log_probs.ref) - (1 - pull) * gap(log_probs.last)
+    return regression(h, step_size / 2, label)
 
 
 def onpo(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, step_size: float) -> Tensor:
@@ -79,7 +38,8 @@ def onpo(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, step_size: f
     pi_last exp(step_size P(. beats q)). The optimism is in who draws the pairs, not in the loss.
     """
     del kl_coef
-    return _regression(_gap(log_probs.now) - _gap(log_probs.last), step_size / 2, label)
+    positive(step_size=step_size)
+    return regression(gap(log_probs.now) - gap(log_probs.last), step_size / 2, label)
 
 
 def sppo(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, step_size: float) -> Tensor:
@@ -96,8 +56,9 @@ def sppo(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, step_size: f
     response, that is to Bradley-Terry; here labels are the oracle's.
     """
     del kl_coef
-    first, second = (log_probs.now - log_probs.last).unbind(-1)
-    return (_regression(first, step_size / 2, label) + _regression(-second, step_size / 2, label)) / 2
+    positive(step_size=step_size)
+    first, second = (log_probs.now - log_probs.last)[..., :2].unbind(-1)
+    return (regression(first, step_size / 2, label) + regression(-second, step_size / 2, label)) / 2
 
 
 def dno(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, step_size: float) -> Tensor:
@@ -110,12 +71,13 @@ def dno(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, step_size: fl
     step_size logit(p): another step.
     """
     del kl_coef
-    return _cross_entropy((_gap(log_probs.now) - _gap(log_probs.last)) / step_size, label)
+    positive(step_size=step_size)
+    return cross_entropy((gap(log_probs.now) - gap(log_probs.last)) / step_size, label)
 
 
-def _rspo(log_probs: PairLogProbs, label: Tensor, kl_coef: float, step_size: float, divergence: Tensor) -> Tensor:
+def _rspo(log_probs: PairLogProbs, label: Tensor, kl_coef: float, step_size: float, penalty: Tensor) -> Tensor:
     """SPPO's loss plus 2 step_size kl_coef times a divergence from the reference, (..., 2) by response."""
-    return sppo(log_probs, label, kl_coef, step_size=step_size) + 2 * step_size * kl_coef * divergence.mean(-1)
+    return sppo(log_probs, label, kl_coef, step_size=step_size) + 2 * step_size * kl_coef * penalty[..., :2].mean(-1)
 
 
 def rspo_reverse_kl(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, step_size: float) -> Tensor:
@@ -129,8 +91,7 @@ def rspo_reverse_kl(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, s
     w log(w / v) - w + v, non-negative and 0 at pi = pi_ref (the last two terms have mean 0). The paper states the
     divergence; this per-response form is ours. Its population minimiser is measured, not known in closed form.
     """
-    w, v = (log_probs.now - log_probs.last).exp(), (log_probs.ref - log_probs.last).exp()
-    return _rspo(log_probs, label, kl_coef, step_size, w * (log_probs.now - log_probs.ref) - w + v)
+    return _rspo(log_probs, label, kl_coef, step_size, divergence(log_probs))
 
 
 def rspo_forward_kl(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, step_size: float) -> Tensor:
@@ -138,7 +99,7 @@ def rspo_forward_kl(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, s
 
     Source, weight, fixed point and estimate: `rspo_reverse_kl`. Convex in log pi.
     """
-    w, v = (log_probs.now - log_probs.last).exp(), (log_probs.ref - log_probs.last).exp()
+    w, v = exp(log_probs.now - log_probs.last), exp(log_probs.ref - log_probs.last)
     return _rspo(log_probs, label, kl_coef, step_size, v * (log_probs.ref - log_probs.now) - v + w)
 
 
@@ -148,5 +109,7 @@ def rspo_chi_squared(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, 
 
     Source, weight, fixed point and estimate: `rspo_reverse_kl`. The half is `policies.DIVERGENCES`' convention.
     """
-    v = (log_probs.ref - log_probs.last).exp()
-    return _rspo(log_probs, label, kl_coef, step_size, v * torch.expm1(log_probs.now - log_probs.ref) ** 2 / 2)
+    v = exp(log_probs.ref - log_probs.last)
+    return _rspo(
+        log_probs, label, kl_coef, step_size, v * torch.expm1((log_probs.now - log_probs.ref).clamp(max=30.0)) ** 2 / 2
+    )

@@ -1,4 +1,4 @@
-"""Policies as immutable objects, and the exact laws of the samplers that RLHF uses.
+"""The exact laws of the samplers that RLHF uses, as functions of tables of log-probabilities.
 
 All log-probabilities are normalised over the last axis; -inf marks actions that a context does not offer, or that a
 deterministic rule never plays.
@@ -6,19 +6,13 @@ deterministic rule never plays.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from simbandit.objective import DuelObjective, fit_log_linear, fit_tabular
 from simbandit.solvers import increasing_root
-from simbandit.types import Contexts, FitInfo, Policy
-
-# ------------------------------------------------------------------------------------------------------------- laws
 
 
 def normalise(log_weights: Tensor) -> Tensor:
@@ -181,149 +175,3 @@ def inverse_cdf(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     """Actions (R, B) from uniforms (R, B) on [0, 1): never an action of zero probability."""
     cdf = log_probs.exp().cumsum(-1)
     return (cdf <= uniforms[..., None] * cdf[..., -1:]).sum(-1).clamp_max(log_probs.shape[-1] - 1)
-
-
-# --------------------------------------------------------------------------------------------------------- policies
-
-
-class Rows(ABC):
-    """Reading and sampling for policies that know their whole row of log-probabilities."""
-
-    @abstractmethod
-    def rows(self, contexts: Contexts) -> Tensor:
-        """(R, B, A)"""
-
-    def log_probs(self, contexts: Contexts, actions: Tensor | None = None) -> Tensor:
-        rows = self.rows(contexts)
-        return rows if actions is None else rows.gather(-1, actions)
-
-    def sample(self, contexts: Contexts, uniforms: Tensor) -> Tensor:
-        return inverse_cdf(self.rows(contexts), uniforms)
-
-    def fit(self, objective: DuelObjective) -> tuple[Any, FitInfo]:
-        del objective
-        raise TypeError(f"{type(self).__name__} has no parameters to fit; use a Tabular or LogLinear policy")
-
-
-@dataclass(frozen=True, eq=False)
-class Reference(Rows):
-    """The world's reference policy."""
-
-    def rows(self, contexts: Contexts) -> Tensor:
-        return contexts.ref_log_probs
-
-
-@dataclass(frozen=True, eq=False)
-class Uniform(Rows):
-    """Uniform over the actions that each context offers."""
-
-    def rows(self, contexts: Contexts) -> Tensor:
-        return uniform(contexts.ref_log_probs)
-
-
-@dataclass(frozen=True, eq=False)
-class Tabular(Rows):
-    """One row of normalised log-probabilities per context of a finite world: (R, X, A)."""
-
-    table: Tensor
-
-    def rows(self, contexts: Contexts) -> Tensor:
-        return contexts.rows(self.table)
-
-    def fit(self, objective: DuelObjective) -> tuple[Tabular, FitInfo]:
-        """The argmin over all policies within the objective's box, by blocks of projected Newton from this policy."""
-        table, info = fit_tabular(self.table, objective)
-        return Tabular(table), info
-
-
-@dataclass(frozen=True, eq=False)
-class LogLinear(Rows):
-    """pi proportional to pi_ref exp(<theta, phi>): the Gibbs policy of a linear reward <kl_coef theta, phi>. theta (R,
-    d)."""
-
-    theta: Tensor
-
-    def rows(self, contexts: Contexts) -> Tensor:
-        if contexts.pool is not None and contexts.shape[1] > contexts.pool.shape[1]:
-            return contexts.rows(self.rows(contexts.pool))  # each context of the pool once
-        tilt = torch.einsum("rbad,rd->rba", contexts.features, self.theta)
-        return normalise(contexts.ref_log_probs + tilt)
-
-    def fit(self, objective: DuelObjective) -> tuple[LogLinear, FitInfo]:
-        """The argmin over theta within the objective's ball, by Newton from this policy."""
-        theta, info = fit_log_linear(self.theta, objective)
-        return LogLinear(theta), info
-
-
-@dataclass(frozen=True, eq=False)
-class Elliptical(Rows):
-    """Gibbs policy of <theta, phi> + radius ||phi - centre||_inverse: optimistic for radius > 0, pessimistic for < 0.
-
-    theta (R, d), inverse (R, d, d), radius (R,), kl_coef a number. `centre`: (R, d), or None for the reference
-    policy's mean features in each context. Evaluates in any context, so it serves worlds of fresh contexts.
-    """
-
-    theta: Tensor
-    inverse: Tensor
-    radius: Tensor
-    kl_coef: float
-    centre: Tensor | None = None
-
-    def rows(self, contexts: Contexts) -> Tensor:
-        features, ref = contexts.features, contexts.ref_log_probs
-        if self.centre is None:
-            centre = torch.einsum("rba,rbad->rbd", ref.exp(), features)[:, :, None]
-        else:
-            centre = self.centre[:, None, None]
-        u = features - centre
-        width = ((u @ self.inverse[:, None]) * u).sum(-1).clamp_min(0.0).sqrt()
-        scores = torch.einsum("rbad,rd->rba", features, self.theta) + self.radius[:, None, None] * width
-        return gibbs(scores, ref, self.kl_coef)
-
-
-@dataclass(frozen=True, eq=False)
-class Mixture(Rows):
-    """Mixture of policies in probability space."""
-
-    components: tuple[Policy, ...]
-    weights: tuple[float, ...]
-
-    def rows(self, contexts: Contexts) -> Tensor:
-        return mixture([component.log_probs(contexts) for component in self.components], self.weights)
-
-
-@dataclass(frozen=True, eq=False)
-class Geometric(Rows):
-    """Geometric mixture: proportional to the product of pi_i^weight_i, weights > 0; no mass where a component has
-    none."""
-
-    components: tuple[Policy, ...]
-    weights: tuple[float, ...]
-
-    def rows(self, contexts: Contexts) -> Tensor:
-        parts = zip(self.weights, self.components, strict=True)
-        return normalise(torch.stack([weight * component.log_probs(contexts) for weight, component in parts]).sum(0))
-
-
-def tabulate(policy: Policy, pool: Contexts | None) -> Policy:
-    """The policy as a table where the world is finite (so that `select` only gathers), else the policy itself."""
-    return policy if pool is None else Tabular(policy.log_probs(pool))
-
-
-def concatenate(parts: Sequence[Policy]) -> Policy:
-    """One policy of all replicates from the policies of consecutive chunks of them."""
-
-    def joined(values: list[Any]) -> Any:
-        if isinstance(values[0], Tensor):
-            return torch.cat(values)
-        if isinstance(values[0], tuple) and any(is_dataclass(v) for v in values[0]):
-            return tuple(joined(list(column)) for column in zip(*values, strict=True))
-        return concatenate(values) if is_dataclass(values[0]) else values[0]
-
-    first: Any = parts[0]
-    kind: Any = type(first)
-    if len(parts) == 1:
-        return first
-    if not is_dataclass(first):
-        raise TypeError(f"policy: {kind.__name__} must be a dataclass of tensors (R, ...) to join chunks of replicates")
-    return kind(**{f.name: joined([getattr(p, f.name) for p in parts]) for f in fields(first)})

@@ -1,0 +1,30 @@
+"""The same algorithm objects on language models: exact where all responses are listed, then pools, then real weights.
+
+Needs the extra `llm` (pip install 'simbandit[llm]'). Everything below is imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm_bridge.scoring import sequence_log_probs as sequence_log_probs
+    from llm_bridge.scoring import token_log_probs as token_log_probs
+
+_NAMES = {
+    "sequence_log_probs": "llm_bridge.scoring",
+    "token_log_probs": "llm_bridge.scoring",
+}
+
+__all__ = ["sequence_log_probs", "token_log_probs"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'llm_bridge' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,371 @@
+"""Running a language model over many (prompt, response) pairs: what is computed once, in which batches, and how far.
+
+Right padding only: a causal model then needs no mask and no position ids, so a batch cannot change a row. (Left padding
+without position ids is wrong by nats on GPT-2, and rows that are packed with a cache attend to their neighbours.)
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import DynamicCache
+
+Layout = Literal["auto", "joint", "shared"]
+SHARING = 1.5  # responses per prompt from which encoding each prompt by itself pays
+SLACK = 1.25  # padded length over true length within a bucket
+
+
+class Pairs(NamedTuple):
+    """Distinct prompts; distinct (prompt, response) pairs, each with its prompt's number; where each input stands."""
+
+    prompts: list[tuple[int, ...]]
+    responses: list[tuple[int, ...]]
+    prompt_of: list[int]
+    inverse: list[int]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a model is run. token_budget: tokens of a padded batch; autocast: a dtype to compute in, such as bfloat16."""
+
+    token_budget: int = 4096
+    layout: Layout = "auto"
+    autocast: torch.dtype | None = None
+    gradients: bool = False
+    progress: bool = False
+
+
+def unwrapped(model: Any) -> Any:
+    """The transformers model inside adapters of peft (which stay in force)."""
+    if not hasattr(model, "peft_config"):
+        return model
+    if any(getattr(adapter, "is_prompt_learning", False) for adapter in model.peft_config.values()):
+        raise ValueError("model: prompt-learning adapters add tokens to the prompt; use LoRA or another weight adapter")
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def device_of(model: Any) -> torch.device:
+    return unwrapped(model).get_input_embeddings().weight.device
+
+
+def vocabulary_of(model: Any) -> int:
+    """Rows of the input embedding: the ids that the model can read."""
+    return unwrapped(model).get_input_embeddings().weight.shape[0]
+
+
+def distinct(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], model: Any) -> Pairs:
+    """Checks the input and keeps each prompt and each pair once.
+
+    Raises ValueError, naming the row, for an empty prompt or response, ids outside the vocabulary, and a pair longer
+    than the context window: nothing is ever truncated.
+    """
+    if len(prompts) != len(responses):
+        raise ValueError(f"responses: must be one per prompt, got {len(responses)} for {len(prompts)} prompts")
+    inner = unwrapped(model)
+    config, size = inner.config, vocabulary_of(model)
+    window = None if config.is_encoder_decoder else getattr(config, "max_position_embeddings", None)
+    prompt_ids: dict[tuple[int, ...], int] = {}
+    pair_ids: dict[tuple[int, tuple[int, ...]], int] = {}
+    inverse = []
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        p, r = _tokens(prompt), _tokens(response)
+        for name, ids in (("prompts", p), ("responses", r)):
+            if not ids:
+                hint = "" if name == "responses" else " (give it at least the begin-of-sequence token)"
+                raise ValueError(f"{name}: row {i} is empty; nothing can be scored{hint}")
+            if min(ids) < 0 or max(ids) >= size:
+                bad = next(t for t in ids if not 0 <= t < size)
+                raise ValueError(f"{name}: row {i} holds id {bad}; the model reads ids 0 to {size - 1}")
+        if window is not None and len(p) + len(r) - 1 > window:
+            raise ValueError(
+                f"prompts: row {i} has {len(p)} tokens and its response {len(r)}, beyond the context window of "
+                f"{window}; shorten them (nothing is truncated here)"
+            )
+        key = (prompt_ids.setdefault(p, len(prompt_ids)), r)
+        inverse.append(pair_ids.setdefault(key, len(pair_ids)))
+    return Pairs(list(prompt_ids), [r for _, r in pair_ids], [p for p, _ in pair_ids], inverse)
+
+
+def response_states(
+    model: Any,
+    pairs: Pairs,
+    reduce: Callable[[Tensor, list[int]], Any],
+    run: Run,
+    *,
+    reading: bool = False,
+) -> list[tuple[list[int], Any]]:
+    """Runs the model's body over all pairs and reduces the hidden states of response positions, batch by batch.
+
+    reduce(states (N, d), batch) receives the states that predict each response token (`reading`: the states at each
+    response token), one pair after the other. Returns [(batch, what reduce gave)], batches being numbers of pairs.
+    Out of memory: the batch is halved and tried again; MemoryError names the smallest size that failed.
+    """
+    inner, results = unwrapped(model), []
+    length = [len(r) + reading for r in pairs.responses]
+    bar = tqdm(total=len(length), unit="response", disable=None if run.progress else True, leave=False)
+
+    def attempt(batch: list[int], forward: Callable[[list[int]], Any], size: Callable[[int], int]) -> None:
+        todo = [batch]
+        while todo:
+            now, failed = todo.pop(), ""
+            try:
+                results.append((now, forward(now)))
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                failed = str(error)
+                if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in failed):
+                    raise
+            if failed:  # outside the handler, so that its frames, and what they hold, are gone
+                if len(now) == 1:
+                    raise MemoryError(f"out of memory on a single sequence of {size(now[0])} tokens: {failed}")
+                half = len(now) // 2
+                todo += [now[half:], now[:half]]
+            else:
+                bar.update(len(now))
+
+    with bar, _mode(inner, run):
+        if inner.config.is_encoder_decoder or _sharing(inner, pairs, run):
+            for group in buckets([len(p) for p in pairs.prompts], run.token_budget):
+                _grouped(inner, pairs, group, length, reduce, run, reading, attempt)
+        else:
+            total = [len(pairs.prompts[p]) - 1 + n for p, n in zip(pairs.prompt_of, length, strict=True)]
+            for batch in buckets(total, run.token_budget):
+                forward = _joint(inner, pairs, length, reduce, reading)
+                attempt(batch, forward, total.__getitem__)
+    return results
+
+
+def buckets(lengths: Sequence[int], budget: int, among: Iterable[int] | None = None) -> list[list[int]]:
+    """Numbers sorted by length and cut so that count x longest <= budget and little is padding; longest first, so that
+    memory runs out early or never."""
+    order = sorted(range(len(lengths)) if among is None else among, key=lengths.__getitem__, reverse=True)
+    result: list[list[int]] = []
+    for i in order:
+        longest = lengths[result[-1][0]] if result else 0
+        if result and (len(result[-1]) + 1) * longest <= budget and longest <= SLACK * lengths[i] + 4:
+            result[-1].append(i)
+        else:
+            result.append([i])
+    return result
+
+
+# ------------------------------------------------------------------------------------------------- the two layouts
+
+
+def _joint(inner: Any, pairs: Pairs, length: list[int], reduce: Any, reading: bool) -> Callable[[list[int]], Any]:
+    """Every row is prompt and response, right-padded; the body runs once over it."""
+
+    def forward(batch: list[int]) -> Any:
+        prompts = [pairs.prompts[pairs.prompt_of[i]] for i in batch]
+        rows = [p + _fed(pairs.responses[i], reading) for p, i in zip(prompts, batch, strict=True)]
+        states = inner.base_model(input_ids=_padded(rows, inner), use_cache=False).last_hidden_state
+        start = torch.tensor([len(p) - 1 for p in prompts], device=states.device)
+        return reduce(_flat(states, start, [length[i] for i in batch], reading), batch)
+
+    return forward
+
+
+def _grouped(
+    inner: Any,
+    pairs: Pairs,
+    group: list[int],
+    length: list[int],
+    reduce: Any,
+    run: Run,
+    reading: bool,
+    attempt: Any,
+) -> None:
+    """Prompts of one group encoded once; their responses in batches across prompts, on gathered keys and values (or
+    encoder states). A prompt's last token belongs to the responses: its state predicts their first tokens."""
+    encode = _encoded if inner.config.is_encoder_decoder else _prefixed
+    place = {p: i for i, p in enumerate(group)}
+    members = [i for i, p in enumerate(pairs.prompt_of) if p in place]
+    longest, failed = len(pairs.prompts[group[0]]), ""
+    decode: Any = None
+    try:
+        decode = encode(inner, [pairs.prompts[p] for p in group])
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        failed = str(error)
+        if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in failed):
+            raise
+    if failed:
+        if len(group) == 1:
+            raise MemoryError(f"out of memory on a single prompt of {longest} tokens: {failed}")
+        half = len(group) // 2
+        for part in (group[:half], group[half:]):
+            _grouped(inner, pairs, part, length, reduce, run, reading, attempt)
+        return
+
+    def forward(batch: list[int]) -> Any:
+        of = torch.tensor([place[pairs.prompt_of[i]] for i in batch], device=device_of(inner))
+        states = decode(of, [(pairs.prompts[pairs.prompt_of[i]], _fed(pairs.responses[i], reading)) for i in batch])
+        start = torch.zeros(len(batch), dtype=torch.int64, device=states.device)
+        return reduce(_flat(states, start, [length[i] for i in batch], reading), batch)
+
+    # a response also carries its prompt's keys: a quarter of a token each, so that the budget bounds memory
+    weight = [n + longest // 4 for n in length]
+    for batch in buckets(weight, run.token_budget, members):
+        attempt(batch, forward, weight.__getitem__)
+
+
+def _prefixed(inner: Any, prompts: list[tuple[int, ...]]) -> Callable[[Tensor, list[Any]], Tensor]:
+    """Keys and values of all prompt tokens but the last."""
+    prefixes = [p[:-1] for p in prompts]
+    longest, device = max(map(len, prefixes)), device_of(inner)
+    lengths = torch.tensor([len(p) for p in prefixes], device=device)
+    cache = DynamicCache()
+    if longest:
+        inner.base_model(input_ids=_padded(prefixes, inner), past_key_values=cache, use_cache=True)
+    layers: list[Any] = cache.layers
+    held = [(layer.keys, layer.values) for layer in layers]
+
+    def decode(of: Tensor, rows: list[Any]) -> Tensor:
+        ids = _padded([p[-1:] + r for p, r in rows], inner)
+        steps = torch.arange(ids.shape[1], device=device)
+        if not held:
+            return inner.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        past = DynamicCache()
+        for i, (keys, values) in enumerate(held):
+            past.update(keys[of], values[of], i)
+        seen = torch.arange(longest, device=device) < lengths[of, None]
+        mask = torch.cat([seen, torch.ones_like(ids, dtype=torch.bool)], dim=1)
+        return inner.base_model(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=lengths[of, None] + steps,
+            past_key_values=past,
+            use_cache=True,
+        ).last_hidden_state
+
+    return decode
+
+
+def _encoded(inner: Any, prompts: list[tuple[int, ...]]) -> Callable[[Tensor, list[Any]], Tensor]:
+    """Encoder states of whole prompts; responses start from the decoder's start token."""
+    ids = _padded(prompts, inner)
+    lengths = torch.tensor([len(p) for p in prompts], device=ids.device)
+    mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
+    states = inner.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+    start = inner.config.decoder_start_token_id
+    if start is None:
+        raise ValueError("model: its config has no decoder_start_token_id, from which every response starts; set it")
+
+    def decode(of: Tensor, rows: list[Any]) -> Tensor:
+        return inner.get_decoder()(
+            input_ids=_padded([(start, *r) for _, r in rows], inner),
+            encoder_hidden_states=states[of],
+            encoder_attention_mask=mask[of],
+            use_cache=False,
+        ).last_hidden_state
+
+    return decode
+
+
+def _sharing(inner: Any, pairs: Pairs, run: Run) -> bool:
+    """Whether prompts are encoded by themselves. Sliding windows count slots, and padding between prompt and response
+    would shift them; recomputed activations (gradient checkpointing) and caches exclude each other."""
+    config = inner.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    slides = kinds != {"full_attention"} or (
+        getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    )
+    possible = not slides and not (run.gradients and _recomputes(inner))
+    if run.layout == "shared" and not possible:
+        raise ValueError("layout: 'shared' needs full attention and no gradient checkpointing; use 'joint' or 'auto'")
+    return run.layout == "shared" or (
+        run.layout == "auto" and possible and len(pairs.responses) >= SHARING * len(pairs.prompts)
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- pieces
+
+
+def _tokens(ids: Sequence[int]) -> tuple[int, ...]:
+    return tuple(ids.tolist()) if isinstance(ids, Tensor) else tuple(int(t) for t in ids)
+
+
+def _fed(response: tuple[int, ...], reading: bool) -> tuple[int, ...]:
+    """The last token is read only where its own state is wanted."""
+    return response if reading else response[:-1]
+
+
+def _padded(rows: Sequence[Sequence[int]], inner: Any) -> Tensor:
+    """(B, longest), padded on the right with an id that no causal or masked position looks at. The config's pad id may
+    lie beyond the vocabulary, and its presence makes transformers warn: any other id serves."""
+    filler = 1 if inner.config.get_text_config().pad_token_id == 0 and vocabulary_of(inner) > 1 else 0
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows], device=device_of(inner))
+
+
+def _flat(states: Tensor, start: Tensor, lengths: list[int], reading: bool) -> Tensor:
+    """The states of `lengths` positions from `start` on in each row (`reading`: without the first), one row after the
+    other: (N, d)."""
+    steps, end = torch.arange(states.shape[1], device=states.device), torch.tensor(lengths, device=states.device)
+    first = start[:, None] + int(reading)
+    return states[(steps >= first) & (steps < (start + end)[:, None])]
+
+
+def _recomputes(inner: Any) -> bool:
+    """Whether gradient checkpointing is on."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in inner.modules())
+
+
+@contextmanager
+def _mode(inner: Any, run: Run):
+    """Without dropout; with gradients only if asked for."""
+    was_training = inner.training
+    if not (run.gradients and _recomputes(inner)):
+        inner.eval()
+    amp: AbstractContextManager = nullcontext()
+    if run.autocast is not None:
+        amp = torch.autocast(device_of(inner).type, dtype=run.autocast)
+    try:
+        with torch.set_grad_enabled(run.gradients), amp:
+            yield
+    finally:
+        inner.train(was_training)
+
+
+_checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def head_of(model: Any) -> Callable[[Tensor], Tensor]:
+    """Hidden states (N, d) -> logits (N, V), with what the architecture does around its output matrix.
+
+    Checked once per model against the model's own forward pass; ValueError where they differ.
+    """
+    inner = unwrapped(model)
+    config, matrix = inner.config.get_text_config(), inner.get_output_embeddings()
+    if matrix is None:
+        raise ValueError(f"model: {type(inner).__name__} has no language-model head; load it as a causal or seq2seq LM")
+    cap, scale = getattr(config, "final_logit_softcapping", None), getattr(config, "logit_scale", None)
+    divisor = getattr(config, "logits_scaling", None)
+    before = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0
+
+    def head(states: Tensor) -> Tensor:
+        logits = matrix(states * before if before != 1.0 else states)
+        logits = logits * scale if scale is not None else logits
+        logits = logits / divisor if divisor is not None else logits
+        return torch.tanh(logits / cap) * cap if cap is not None else logits
+
+    if inner not in _checked:
+        ids = torch.tensor([[0, vocabulary_of(inner) - 1]], device=device_of(inner))
+        with torch.no_grad(), _mode(inner, Run()):
+            if config.is_encoder_decoder:
+                read = inner.get_encoder()(input_ids=ids).last_hidden_state
+                body = inner.get_decoder()(input_ids=ids, encoder_hidden_states=read, use_cache=False)
+                full = inner(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits
+            else:
+                body = inner.base_model(input_ids=ids, use_cache=False)
+                full = inner(input_ids=ids, use_cache=False).logits
+            mine = head(body.last_hidden_state)
+        if not torch.allclose(mine, full, rtol=1e-2, atol=1e-2 * float(full.abs().nan_to_num().max()), equal_nan=True):
+            raise ValueError(f"model: {type(inner).__name__} does more to its logits than this scorer knows")
+        _checked.add(inner)
+    return head

@@ -1,0 +1,54 @@
+"""What bandit algorithms share: the greedy policy, and one action or pair from a table of scores, ties broken by a
+uniform that was drawn in advance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simbandit.least_squares import linear, native, tensor
+from simbandit.policies import Rows, argmax
+from simbandit.types import Contexts
+
+TIE = 1e-9  # scores closer than this, relative to 1 + |the best|, are tied
+
+
+@dataclass(frozen=True, eq=False)
+class GreedyPolicy(Rows):
+    """argmax_a <theta, phi(x, a)>, uniform over exact ties. theta (R, d), or (R, A, d) with a model per arm."""
+
+    theta: Tensor
+
+    def rows(self, contexts: Contexts) -> Tensor:
+        return argmax(linear(contexts.features, self.theta), contexts.ref_log_probs)
+
+
+def choose(scores: Tensor, contexts: Contexts, uniforms: Tensor) -> Tensor:
+    """(R, B): the offered action of the highest score (R, B, A); among tied ones the uniforms (R, B) decide, each as
+    likely as the other."""
+    xp, s, ref, u = native(scores, contexts.ref_log_probs, uniforms)
+    absent = ref == -math.inf
+    return tensor(_pick(xp, xp.where(absent, -math.inf, s) if absent.any() else s, u))
+
+
+def choose_pair(scores: Tensor, contexts: Contexts, uniforms: Tensor) -> Tensor:
+    """(R, B, 2): the offered ordered pair of the highest score (R, B, A, A), ties as in `choose`."""
+    absent = contexts.ref_log_probs == -torch.inf
+    masked = scores.masked_fill(absent[..., :, None] | absent[..., None, :], -torch.inf)
+    A = scores.shape[-1]
+    cell = tensor(_pick(*native(masked.flatten(-2), uniforms)))
+    return torch.stack([cell.div(A, rounding_mode="floor"), cell % A], dim=-1)
+
+
+def _pick(xp: Any, scores: Any, uniforms: Any) -> Any:
+    best = xp.amax(scores, -1)
+    tied = scores >= (best - TIE * (1 + abs(best)))[..., None]
+    number = tied.sum(-1)
+    if int(number.max()) == 1:
+        return xp.argmax(scores, -1)
+    wanted = xp.floor(uniforms * number)  # the how-many-th of the tied ones
+    return xp.argmax((xp.cumsum(tied, -1) > wanted[..., None]) * 1, -1)

@@ -1,0 +1,124 @@
+"""What a direct method has seen and still learns from: duels, and single responses drawn for a bonus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from simbandit.data import Duels
+from simbandit.types import Contexts, Setting
+
+
+class Entries(NamedTuple):
+    """row (R, U): positions among the record's contexts; actions (R, U, k); weight, label (R, U)."""
+
+    row: Tensor
+    actions: Tensor
+    weight: Tensor
+    label: Tensor
+
+
+@dataclass
+class _Round:
+    """One round as it came; `contexts` are fresh ones that belong to it, or the pool."""
+
+    contexts: Contexts
+    duels: Entries
+    singles: Entries | None
+    logged: bool
+
+
+class Record:
+    """Duels and single responses so far (`window` None), or of the last `window` rounds; logged ones stay.
+
+    In a finite world everything so far is held as counts, so that the cost of a fit does not grow: duels per distinct
+    pair (all ordered pairs with themselves included, where `dense`: a pointwise loss counts them), single responses per
+    action. Otherwise rounds are kept as they came, fresh contexts with them. `separate` keeps logged duels apart.
+    """
+
+    def __init__(self, setting: Setting, *, window: int | None, dense: bool, separate: bool):
+        self.setting, self.window, self.separate = setting, window, separate
+        self.rounds: list[_Round] = []
+        self.counts: dict[str, _Grid | Duels] = {}
+        pool = setting.contexts
+        if pool is not None and window is None:
+            kinds = ("duels", "logged") if separate else ("duels",)
+            for kind in kinds:
+                self.counts[kind] = _Grid(pool, 2) if dense else Duels(setting.replicates, pool, None, setting.device)
+            self.counts["singles"] = _Grid(pool, 1)
+
+    def add(self, contexts: Contexts, duels: Entries, singles: Entries | None, *, logged: bool) -> None:
+        kind = "logged" if logged and self.separate else "duels"
+        if self.counts:
+            held = self.counts[kind]
+            if isinstance(held, _Grid):
+                held.add(duels)
+            else:
+                held.add(contexts, duels.actions, duels.label)
+            if singles is not None:
+                grid = self.counts["singles"]
+                assert isinstance(grid, _Grid)
+                grid.add(singles)
+            return
+        self.rounds.append(_Round(contexts, duels, singles, logged))
+        if self.window is not None:
+            online = [r for r in self.rounds if not r.logged][-self.window :]
+            self.rounds = [r for r in self.rounds if r.logged and self.separate] + (online or self.rounds[-1:])
+
+    def entries(self) -> tuple[Contexts, dict[str, Entries]]:
+        """The contexts, and what is held by kind: "duels", "logged", "singles"; kinds that hold nothing are left
+        out."""
+        pool = self.setting.contexts
+        if self.counts:
+            assert pool is not None
+            found = {kind: _entries(held) for kind, held in self.counts.items()}
+            return pool, {kind: e for kind, e in found.items() if bool((e.weight > 0).any()) or kind == "duels"}
+        over, shift = (pool, 0) if pool is not None else (_joined([r.contexts for r in self.rounds]), 1)
+        parts: dict[str, list[Entries]] = {}
+        start = 0
+        for r in self.rounds:
+            kind = "logged" if r.logged and self.separate else "duels"
+            for name, e in ((kind, r.duels), ("singles", r.singles)):
+                if e is not None:
+                    parts.setdefault(name, []).append(e._replace(row=e.row + shift * start))
+            start += r.contexts.shape[1]
+        return over, {k: Entries(*(torch.cat(c, dim=1) for c in zip(*es, strict=True))) for k, es in parts.items()}
+
+
+class _Grid:
+    """Weights and label masses of every k-tuple of actions of every context: (R, X A^k)."""
+
+    def __init__(self, pool: Contexts, k: int):
+        (R, X), A = pool.shape, pool.n_actions
+        device = pool.ref_log_probs.device
+        self.k, self.n_actions = k, A
+        cells = torch.cartesian_prod(*[torch.arange(n, device=device) for n in (X, *[A] * k)]).view(-1, 1 + k)
+        offered = ~torch.isneginf(pool.ref_log_probs)
+        present = torch.stack([offered[:, cells[:, 0], cells[:, 1 + i]] for i in range(k)]).all(0)
+        self.row = cells[:, 0].expand(R, -1)
+        likely = pool.ref_log_probs.argmax(-1)[:, cells[:, 0]]  # padding names an action that exists
+        self.actions = torch.where(present[..., None], cells[:, 1:], likely[..., None])
+        self.weight = torch.zeros(R, cells.shape[0], dtype=torch.float64, device=device)
+        self.mass = torch.zeros_like(self.weight)
+
+    def add(self, entries: Entries) -> None:
+        cell = entries.row
+        for i in range(self.k):
+            cell = cell * self.n_actions + entries.actions[..., i]
+        self.weight.scatter_add_(1, cell, entries.weight)
+        self.mass.scatter_add_(1, cell, entries.weight * entries.label)
+
+
+def _entries(held: _Grid | Duels) -> Entries:
+    if isinstance(held, _Grid):
+        return Entries(held.row, held.actions, held.weight, held.mass / held.weight.clamp_min(1e-300))
+    return Entries(held.context, held.actions, held.count, held.wins / held.count.clamp_min(1e-300))
+
+
+def _joined(parts: list[Contexts]) -> Contexts:
+    """Fresh contexts of several rounds as one batch."""
+    features = torch.cat([c.features for c in parts], dim=1) if parts[0].has_features else None
+    return Contexts(features=features, ref_log_probs=torch.cat([c.ref_log_probs for c in parts], dim=1))

@@ -1,0 +1,216 @@
+"""Minimisers of a `DuelObjective` over tables and over log-linear policies: exact by Newton, or some steps of descent.
+
+A table's objective is a sum over contexts, so each context is its own problem, frozen once it has converged. Where the
+objective is not convex (a label fit minus a convex value: XPO, VPO, SELM) Newton takes the Hessian's absolute values
+from several starts, the ends of the box among them, and the lowest value is kept: a local certificate only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from simbandit.objective import Descent, DuelObjective, Readable, centred
+from simbandit.solvers import Local, box_minimiser, minimise, newton_local, project_ball
+from simbandit.types import Contexts, FitInfo
+
+TOLERANCE = 1e-9
+"""Gradient norm per duel at which a fit has converged."""
+
+
+def fit_tabular(table: Tensor, objective: DuelObjective) -> tuple[Tensor, FitInfo]:
+    """argmin over all policies with max - min of log pi - log reference at most `bound`; warm-started at `table`.
+
+    In h = log-ratio up to a shift, in the box [0, bound]: the objective ignores the shift, so the box is the
+    constraint. Newton whose every step minimises the quadratic model within the box. table (R, C, A). Not convex: starts
+    are the table, the reference, and every action of a context at the top of the box with the others at its bottom.
+    """
+    (R, C, A), offered, ref = table.shape, objective.offered, objective.centre
+    n_offered = offered.sum(-1, keepdim=True)
+    place = torch.arange(R, device=table.device)[:, None] * C
+    rows = [(place + term.row).reshape(-1) for term in objective.terms]
+    cells = [(place + term.row)[..., None] * A + term.actions for term in objective.terms]  # (R, U, k) into (R, C, A)
+    pairs = [
+        (cell[..., :, None] * A + term.actions[..., None, :]).reshape(-1)  # (R, U, k, k) into (R, C, A, A)
+        for cell, term in zip(cells, objective.terms, strict=True)
+    ]
+    mean_free = torch.diag_embed(offered.to(table.dtype)) - (
+        (offered[..., :, None] & offered[..., None, :]) / n_offered[..., None]
+    )
+    prox = 2 * objective.proximal / n_offered
+    starts = _start(table, objective)[None] if objective.convex else _starts(table, objective)
+    S = starts.shape[0]
+
+    def local(h_flat: Tensor) -> Local:
+        h = h_flat.view(S, R, C, A)
+        log_pi = torch.log_softmax(ref + h, dim=-1)
+        pi, flat = log_pi.exp(), log_pi.view(S, -1)
+        drift = centred(log_pi - objective.anchor, offered)
+        value = (objective.proximal * drift.square().sum(-1) / n_offered.squeeze(-1)).view(S, -1)
+        G, hessians = torch.zeros_like(flat), []
+        for term, row, cell in zip(objective.terms, rows, cells, strict=True):
+            v, g, hessian = term.derivatives(flat[:, cell], objective.kl_coef)
+            value = value.index_add(1, row, v.reshape(S, -1))
+            G = G.index_add(1, cell.reshape(-1), g.reshape(S, -1))
+            hessians.append(hessian)
+        G = G.view(S, R, C, A)
+        total = G.sum(-1, keepdim=True)
+        gradient = G - pi * total + prox * drift
+
+        def propose() -> tuple[Tensor, Tensor]:
+            M = torch.zeros(S, R * C * A * A, dtype=h.dtype, device=h.device)
+            for pair, hessian in zip(pairs, hessians, strict=True):
+                M = M.index_add_(1, pair, hessian().reshape(S, -1))
+            M = M.view(S, R, C, A, A)
+            row_sum = M.sum(-1)
+            outer = pi[..., :, None] * pi[..., None, :]
+            M = M - row_sum[..., :, None] * pi[..., None, :] - pi[..., :, None] * row_sum[..., None, :]
+            M = M + (row_sum.sum(-1)[..., None, None] + total[..., None]) * outer
+            M = M - torch.diag_embed(total * pi) + prox[..., None] * mean_free
+            if not objective.convex:
+                M = mean_free @ _absolute(M) @ mean_free
+            step = box_minimiser(gradient, M, h, objective.bound, offered.expand(S, -1, -1, -1)) - h
+            uphill = (gradient * step).sum(-1, keepdim=True) > 0
+            scale = M.diagonal(dim1=-2, dim2=-1).abs().amax(-1, keepdim=True).clamp_min(1e-12)
+            step = torch.where(uphill & offered, (h - gradient / scale).clamp(0.0, objective.bound) - h, step)
+            return step.view(-1, A), (gradient * step).sum(-1).view(-1)
+
+        residual = torch.where(offered, h - (h - gradient).clamp(0.0, objective.bound), 0.0)
+        return Local(value.view(-1), residual.norm(dim=-1).view(-1), propose)
+
+    weight = torch.zeros(R * C, dtype=table.dtype, device=table.device)
+    for term, row in zip(objective.terms, rows, strict=True):
+        weight = weight.index_add(0, row, term.weight.abs().reshape(-1))
+    tolerance = TOLERANCE * weight.clamp_min(1.0)
+    solution = minimise(local, starts.reshape(-1, A), tolerance=tolerance.repeat(S))
+    # The gradient of the proximal term may lie below the tolerance of the duels': one more step, exact for it.
+    last = torch.where(solution.converged[:, None], solution.propose()[0], 0.0)
+    best = _lowest(solution.value.view(S, R * C))
+    h = (solution.argmin + last).view(S, R, C, A).gather(0, best.view(1, R, C, 1).expand(-1, -1, -1, A))[0]
+    value, residual = (x.view(S, -1).gather(0, best[None]).view(R, C) for x in (solution.value, solution.residual))
+    iterations = solution.iterations.view(S, R, C).amax((0, 2))
+    info = FitInfo(residual.norm(dim=-1), (residual <= tolerance.view(R, C)).all(-1), iterations, value.sum(-1))
+    return torch.log_softmax(ref + h, dim=-1), info
+
+
+def _start(table: Tensor, objective: DuelObjective) -> Tensor:
+    """The table's log-ratios, moved into the box."""
+    offered = objective.offered
+    ratio = torch.where(offered, table - objective.centre, 0.0)
+    ratio = ratio - torch.where(offered, ratio, torch.inf).amin(-1, keepdim=True)
+    return torch.where(offered, ratio.clamp(0.0, objective.bound), 0.0)
+
+
+def _starts(table: Tensor, objective: DuelObjective) -> Tensor:
+    """(2 + A, R, C, A)"""
+    warm, A = _start(table, objective), table.shape[-1]
+    corners = torch.diag_embed(objective.offered.to(table.dtype) * objective.bound).movedim(-1, 0)
+    return torch.cat([warm[None], torch.zeros_like(warm)[None], corners.reshape(A, *warm.shape)])
+
+
+def _lowest(value: Tensor) -> Tensor:
+    """Index of the lowest value over the first axis; the earliest of values that are equal to rounding."""
+    slack = 1e-12 * (1 + value.amin(0).abs())
+    return (value <= value.amin(0) + slack).to(torch.int8).argmax(0)
+
+
+def _absolute(H: Tensor) -> Tensor:
+    """The matrix with its eigenvalues' absolute values, floored at 1e-8 of the largest."""
+    values, vectors = torch.linalg.eigh(H)
+    size = values.abs()
+    size = size.clamp_min(1e-300).maximum(1e-8 * size.amax(-1, keepdim=True))
+    return (vectors * size[..., None, :]) @ vectors.mT
+
+
+def fit_log_linear(theta: Tensor, objective: DuelObjective, centre: Tensor | None = None) -> tuple[Tensor, FitInfo]:
+    """argmin over pi proportional to pi_ref exp(<theta, phi>), theta in the ball around `centre` (default 0);
+    warm-started at `theta` (R, d). Not convex: starts are theta, the centre, and the ends of the ball along each axis.
+    """
+    features, ref, offered = objective.contexts.features, objective.contexts.ref_log_probs, objective.offered
+    R, d = features.shape[0], features.shape[-1]
+    centre = torch.zeros_like(theta) if centre is None else centre
+    replicate = torch.arange(R, device=theta.device)[:, None]
+    phis = [features[replicate[..., None], t.row[..., None], t.actions] for t in objective.terms]  # (R, U, k, d)
+    count = offered.sum(-1, keepdim=True)
+    mean = torch.where(offered[..., None], features, 0.0).sum(-2, keepdim=True) / count[..., None]
+    spread = torch.where(offered[..., None], (features - mean) / count[..., None].sqrt(), 0.0).reshape(R, -1, d)
+    curvature = 2 * objective.proximal * spread.mT @ spread
+    base = (centred(ref - objective.anchor, offered) / count.sqrt()).reshape(R, -1)
+    longest = features.norm(dim=-1).masked_fill(~offered, 0.0).amax((-1, -2))[:, None]
+    ball = objective.bound / (2 * longest).clamp_min(1e-300)
+
+    def local(moved: Tensor) -> Local:
+        at = centre + moved
+        log_pi = torch.log_softmax(ref + torch.einsum("rcad,rd->rca", features, at), dim=-1)
+        pi = log_pi.exp()
+        expected = torch.einsum("rca,rcad->rcd", pi, features)
+        drift = base + (spread @ at[..., None]).squeeze(-1)
+        value = objective.proximal * drift.square().sum(-1)
+        gradient = 2 * objective.proximal * (drift[:, None] @ spread).squeeze(1)
+        parts = []
+        for term, phi in zip(objective.terms, phis, strict=True):
+            v, g, hessian = term.derivatives(log_pi[replicate, term.row].gather(-1, term.actions), objective.kl_coef)
+            z = phi - expected[replicate, term.row][:, :, None]
+            value, gradient = value + v.sum(-1), gradient + torch.einsum("rui,ruid->rd", g, z)
+            parts.append((term.row, g.sum(-1), z, hessian))
+
+        def in_theta() -> Tensor:
+            H, total = curvature, torch.zeros_like(pi[..., 0])
+            for row, g, z, hessian in parts:
+                H = H + torch.einsum("ruid,ruie->rde", torch.einsum("ruij,rujd->ruid", hessian(), z), z)
+                total = total.scatter_add(1, row, g)
+            weighted = (features * (pi * total[..., None])[..., None]).reshape(R, -1, d)
+            H = H - weighted.mT @ features.reshape(R, -1, d) + (expected * total[..., None]).mT @ expected
+            return H if objective.convex else _absolute(H)
+
+        return newton_local(value, gradient, in_theta, moved, ball)
+
+    tolerance = TOLERANCE * objective.weight.clamp_min(1.0)
+    starts = [project_ball(theta - centre, ball)]
+    if not objective.convex:
+        axes = ball * torch.eye(d, dtype=theta.dtype, device=theta.device)[:, None]
+        starts += [torch.zeros_like(theta), *axes, *-axes]
+    found = [minimise(local, start, tolerance=tolerance) for start in starts]
+    best = _lowest(torch.stack([s.value for s in found]))
+    moved, value, residual, converged = (
+        torch.stack(column)[best, torch.arange(R, device=theta.device)]
+        for column in zip(*((s.argmin, s.value, s.residual, s.converged) for s in found), strict=True)
+    )
+    iterations = torch.stack([s.iterations for s in found]).amax(0)
+    return centre + moved, FitInfo(residual, converged, iterations, value)
+
+
+def descend(
+    parameters: tuple[Tensor, ...],
+    policy_of: Callable[[tuple[Tensor, ...]], Readable],
+    objective: DuelObjective,
+    descent: Descent,
+) -> tuple[tuple[Tensor, ...], FitInfo]:
+    """Some steps of an optimiser on parameters (R, ...). The objective is summed over replicates, which share nothing,
+    so each follows its own path. The residual is the gradient's norm after the last step; nothing claims convergence.
+    """
+    free = [p.detach().clone().requires_grad_(True) for p in parameters]
+    if descent.optimiser == "adamw":
+        optimiser: torch.optim.Optimizer = torch.optim.AdamW(
+            free, lr=descent.learning_rate, weight_decay=descent.weight_decay
+        )
+    else:
+        optimiser = torch.optim.SGD(free, lr=descent.learning_rate, weight_decay=descent.weight_decay)
+    share = 1 / objective.weight.clamp_min(1.0)
+    for _ in range(descent.steps):
+        optimiser.zero_grad()
+        (objective(policy_of(tuple(free))) * share).sum().backward()
+        optimiser.step()
+    value = objective(policy_of(tuple(free)))
+    gradients = torch.autograd.grad(value.sum(), free)
+    residual = torch.stack([g.flatten(1).norm(dim=-1) for g in gradients]).norm(dim=0)
+    fitted = tuple(p.detach() for p in free)
+    steps = torch.full_like(residual, descent.steps)
+    return fitted, FitInfo(residual, residual <= TOLERANCE * objective.weight.clamp_min(1.0), steps, value.detach())
+
+
+def table_of(contexts: Contexts, ratio: Tensor) -> Tensor:
+    """log pi of log-ratios (R, X, A) to the reference, 0 where an action is absent."""
+    return torch.log_softmax(contexts.ref_log_probs + ratio, dim=-1)
