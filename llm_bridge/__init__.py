@@ -9,15 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llm_bridge.enumerable import EnumerableLM as EnumerableLM
     from llm_bridge.scoring import sequence_log_probs as sequence_log_probs
     from llm_bridge.scoring import token_log_probs as token_log_probs
 
 _NAMES = {
+    "EnumerableLM": "llm_bridge.enumerable",
     "sequence_log_probs": "llm_bridge.scoring",
     "token_log_probs": "llm_bridge.scoring",
 }
 
-__all__ = ["sequence_log_probs", "token_log_probs"]
+__all__ = ["EnumerableLM", "sequence_log_probs", "token_log_probs"]
 
 
 def __getattr__(name: str) -> Any:

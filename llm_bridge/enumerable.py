@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,27 +13,47 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from llm_bridge.fitting import LBFGS, Fitter
+from simbandit.fits import descend
+from simbandit.objective import Descent, DuelObjective
 from simbandit.policies import Rows
+from simbandit.solvers import minimise_lbfgs
 from simbandit.types import Contexts, FitInfo
 from simbandit.worlds import TableWorld
 
 MOST_RESPONSES = 20_000
 
 
+@dataclass(frozen=True)
+class LBFGS:
+    """A fit by quasi-Newton to a gradient norm of `tolerance` a duel, or `max_iterations`; its FitInfo says which.
+
+    It finds a stationary point, and a transformer's loss is not convex. No bound is kept on log-ratios, so a loss
+    without a finite minimiser ends at `max_iterations`.
+    """
+
+    tolerance: float = 1e-7
+    max_iterations: int = 300
+
+    def __post_init__(self) -> None:
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance: must be > 0, got {self.tolerance}")
+        if self.max_iterations < 1:
+            raise ValueError(f"max_iterations: must be at least 1, got {self.max_iterations}")
+
+
 @dataclass(frozen=True, eq=False)
 class EnumerableLM(Rows):
     """A true autoregressive model as a policy of the simulator: contexts are prompts, actions are all responses.
 
-    model: a causal LM of transformers, or a module whose call(input_ids=, use_cache=False) gives logits (or an object
-        with .logits); it serves as the architecture, and its weights are where the policy starts. Use float64, and
-        `attn_implementation="eager"` where replicates are many. transformers' Llama casts to float32 inside; GPT-2 is
-        exact.
+    model: a causal LM of transformers, or a module with a `vocabulary` whose call(input_ids=, use_cache=False) gives
+        logits. A float64 copy of it is the architecture, and its weights are where the policy starts. (transformers'
+        Llama casts to float32 inside, an error of 1e-4 in its gradients; GPT-2 does not.)
     prompts: X sequences of token ids. length: T tokens of every response; there are vocabulary^T of them, at most
         20,000. A response's number has its tokens as digits in base V, the first the most significant one.
-    fit_by: how `fit` minimises an objective: `LBFGS`, `AdamW` or `GradientDescent`.
-    parameters: (R or 1, P), the flat weights of every replicate (stacked; the model runs once under `vmap`). None takes
-        the model's own.
+    fit_by: how `fit` minimises an objective: `LBFGS`, or `Descent` (some steps of an optimiser); an algorithm that
+        states its own descent gets that one.
+    parameters: (R or 1, P), the flat weights of every replicate; None takes the model's own. Replicates are stacked,
+        and `chunk` of them run at once under `vmap`.
 
     `sample` is the inverse CDF of the listed law, which is arithmetic decoding: the responses' numbers are sorted as
     the tokens are, so one uniform decodes token by token. A one-token LM therefore draws what the table draws.
@@ -44,7 +64,7 @@ class EnumerableLM(Rows):
     model: nn.Module
     prompts: Sequence[Sequence[int]]
     length: int
-    fit_by: Fitter = field(default_factory=LBFGS)
+    fit_by: LBFGS | Descent = LBFGS()
     parameters: Tensor | None = None
     chunk: int = 16
 
@@ -55,7 +75,10 @@ class EnumerableLM(Rows):
         if not self.prompts or not all(self.prompts):
             raise ValueError("prompts: must be at least one, and none may be empty")
         if self.parameters is None:
-            self.model.eval()
+            model: Any = copy.deepcopy(self.model).double().eval()
+            if hasattr(model, "set_attn_implementation"):
+                model.set_attn_implementation("eager")  # plain products: differentiable twice, and under vmap
+            object.__setattr__(self, "model", model)
             flat = torch.cat([p.detach().reshape(-1) for _, p in self._shapes])
             object.__setattr__(self, "parameters", flat[None].clone())
         if self.n_responses > MOST_RESPONSES:
@@ -66,8 +89,8 @@ class EnumerableLM(Rows):
 
     @property
     def vocabulary(self) -> int:
-        config = getattr(self.model, "config", None)
-        return int(self.model.vocabulary if config is None else config.vocab_size)  # pyright: ignore
+        model: Any = self.model
+        return model.config.vocab_size if hasattr(model, "config") else model.vocabulary
 
     @property
     def n_responses(self) -> int:
@@ -130,13 +153,25 @@ class EnumerableLM(Rows):
         rows = contexts.rows(self.table)
         return rows.expand(contexts.shape[0], -1, -1)
 
-    def fit(self, objective: Any) -> tuple[EnumerableLM, FitInfo]:
-        """Minimises objective(policy) (R,) over the weights, from these, by `fit_by`."""
-        with torch.no_grad():
-            replicates = objective(self).shape[0]
-        start = self._weights.expand(replicates, -1)
-        weights, info = self.fit_by.minimise(lambda x: objective(self._at(x)), start)
-        return self._at(weights), info
+    def fit(self, objective: DuelObjective) -> tuple[EnumerableLM, FitInfo]:
+        """Minimises objective(policy) (R,) over the weights, from these."""
+        start, descent = self._weights.expand(objective.contexts.shape[0], -1), objective.descent
+        if descent is None and isinstance(self.fit_by, Descent):
+            descent = self.fit_by
+        if descent is not None:
+            (weights,), info = descend((start,), lambda free: self._at(free[0]), objective, descent)
+            return self._at(weights), info
+        assert isinstance(self.fit_by, LBFGS)
+        held: list[tuple[Tensor, tuple[Tensor, Tensor]]] = []
+
+        def evaluated(x: Tensor) -> tuple[Tensor, Tensor]:
+            if not (held and held[0][0] is x):  # the solver asks again for the point it stands on
+                held[:] = [(x, value_and_gradient(lambda at: objective(self._at(at)), x))]
+            return held[0][1]
+
+        tolerance = self.fit_by.tolerance * objective.weight.clamp_min(1.0)
+        found = minimise_lbfgs(evaluated, start, tolerance=tolerance, max_iterations=self.fit_by.max_iterations)
+        return self._at(found.argmin), FitInfo(found.residual, found.converged, found.iterations, found.value)
 
     def world(self, **options: Any) -> TableWorld:
         """The finite world whose contexts are the prompts, whose actions are all responses, and whose reference is this
@@ -161,12 +196,19 @@ class EnumerableLM(Rows):
 
     def _at(self, parameters: Tensor) -> EnumerableLM:
         moved = dataclasses.replace(self, parameters=parameters)
-        moved.__dict__["_inputs"], moved.__dict__["_shapes"] = self._inputs, self._shapes
+        for name in ("_inputs", "_shapes"):  # computed once for all weights
+            object.__setattr__(moved, name, getattr(self, name))
         return moved
 
     def kl_to(self, other: EnumerableLM) -> Tensor:
         """KL(self || other) of whole responses, (R, X), exactly."""
         return (self.table.exp() * (self.table - other.table)).sum(-1)
 
-    def reward_range_of(self, rewards: Tensor) -> float:
-        return math.nan if rewards.numel() == 0 else float(rewards.max() - rewards.min())
+
+def value_and_gradient(value: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every replicate, (R,) and (R, P). Replicates do not interact, so the gradient of the sum is theirs."""
+    with torch.enable_grad():
+        at = x.detach().requires_grad_(True)
+        result = value(at)
+        (gradient,) = torch.autograd.grad(result.sum(), at)
+    return result.detach(), gradient

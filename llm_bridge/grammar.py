@@ -1,7 +1,7 @@
 """A toy language whose best possible model is known: a template grammar written as a hidden Markov model.
 
-A text is `<bos> about NOUN : SENTENCE SENTENCE ... <eos>`; the noun after "about" sets the topic, sentences keep it nine
-times in ten, and verbs agree with their subject in number. Hidden state: topic x place in the sentence x number. A
+A text is `<bos> about NOUN : SENTENCE SENTENCE ... <eos>`; the noun after "about" sets the topic, sentences keep it
+nine times in ten, and verbs agree with their subject in number. Hidden state: topic x place in the sentence x number. A
 third of the nouns belong to every topic, so the topic is not always known: the best predictor filters.
 """
 
@@ -16,15 +16,23 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 TOPICS = {
     "sea": ("sailor boat wave fish harbor captain net gull", "steer float drift follow reach", "deep salty calm blue"),
     "farm": ("farmer cow tractor field hen barn plow seed", "plow feed plant gather raise", "green muddy ripe wide"),
-    "city": ("driver train tower street shop office taxi bridge", "build cross visit pass cover", "busy grey tall loud"),
+    "city": (
+        "driver train tower street shop office taxi bridge",
+        "build cross visit pass cover",
+        "busy grey tall loud",
+    ),
     "music": ("singer drum song violin tune concert piano note", "play sing tune sound record", "soft slow merry solo"),
-    "space": ("pilot rocket planet star comet probe crater moon", "orbit launch scan measure map", "dark cold vast far"),
+    "space": (
+        "pilot rocket planet star comet probe crater moon",
+        "orbit launch scan measure map",
+        "dark cold vast far",
+    ),
     "kitchen": ("cook pot spoon oven carrot bowl pan onion", "boil stir peel season serve", "hot sweet fresh sharp"),
 }
 """Topic: nouns, verbs, adjectives; plurals and third persons take an s."""
-COMMON_NOUNS = "friend child stone letter".split()
-COMMON_VERBS = "see like find move".split()
-COMMON_ADJECTIVES = "old new small good bad red strange quiet".split()
+COMMON_NOUNS = ["friend", "child", "stone", "letter"]
+COMMON_VERBS = ["see", "like", "find", "move"]
+COMMON_ADJECTIVES = ["old", "new", "small", "good", "bad", "red", "strange", "quiet"]
 GOOD_WORDS = ("good", "new", "merry", "fresh", "sweet", "calm", "friend", "friends", "like", "likes")
 """The lexicon that a toy annotator likes."""
 DETERMINERS = (("the", "a", "this"), ("the", "some", "these"))

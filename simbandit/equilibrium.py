@@ -111,7 +111,7 @@ def solve(
     )
 
 
-def _chunks(lead: tuple[int, ...], n: int, device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+def _chunks(lead: tuple[int, ...], n: int, device: torch.device) -> Iterator[tuple[Tensor | None, ...]]:
     """Indices of the games of each chunk; an index of a view gathers the chunk only."""
     total, size = math.prod(lead), max(1, CHUNK_NUMBERS // n**2)
     for low in range(0, max(total, 1), size):
@@ -228,12 +228,28 @@ def frequencies(log_probs: Tensor, preference: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(torch.complex(torch.zeros_like(rotation), rotation)).abs().sort(-1).values
 
 
+def restrict(ref_log_probs: Tensor, offered: Tensor) -> Tensor:
+    """The reference given that its action is one of `offered` (..., A), -inf elsewhere: `solve` with it solves the game
+    restricted to those actions that also have mass. Raises ValueError where none is left, stating the support."""
+    left = offered & ~torch.isneginf(ref_log_probs)
+    if not bool(left.any(-1).all()):
+        support = (
+            (~torch.isneginf(ref_log_probs)).any(tuple(range(ref_log_probs.ndim - 1))).nonzero().flatten().tolist()
+        )
+        raise ValueError(f"offered: leaves a game without an action; the reference has mass on actions {support}")
+    return torch.log_softmax(torch.where(left, ref_log_probs, -torch.inf), -1)
+
+
 def check_reference(ref_log_probs: Tensor) -> None:
-    """Raises ValueError for NaN or +inf, and where a game offers no action at all (-inf everywhere)."""
-    if bool(torch.isnan(ref_log_probs).any()) or bool(torch.isposinf(ref_log_probs).any()):
-        raise ValueError("ref_log_probs: holds NaN or infinity; it must hold log-probabilities, -inf for no mass")
-    if bool(torch.isneginf(ref_log_probs).all(-1).any()):
-        raise ValueError("ref_log_probs: a game offers no action (-inf everywhere); give mass to at least one")
+    """Raises ValueError unless these are log-probabilities, -inf where an action has no mass and is outside the game."""
+    if bool(torch.isnan(ref_log_probs).any()):
+        raise ValueError("ref_log_probs: holds NaN; it must hold log-probabilities, -inf for actions outside the game")
+    off = float(torch.logsumexp(ref_log_probs, -1).abs().max())
+    if not off <= 1e-6:
+        raise ValueError(
+            f"ref_log_probs: must be log-probabilities, but the log of a sum is off by {off:.3g}; give "
+            "torch.log_softmax(logits, -1), or restrict(ref_log_probs, offered) for a smaller game"
+        )
 
 
 def check_preference(preference: Tensor, tolerance: float = 1e-9) -> None:

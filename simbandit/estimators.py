@@ -165,8 +165,9 @@ def pair_widths(features: Tensor, inverse: Tensor) -> Tensor:
 
 def rank_one_inverse(inverse: Tensor, u: Tensor) -> None:
     """Sherman-Morrison in place: inverse (R, d, d) of V becomes that of V + u u', u (R, d)."""
-    v = (inverse @ u[..., None]).squeeze(-1)
-    inverse.addcdiv_(v[:, :, None] * v[:, None, :], (1 + (u * v).sum(-1))[:, None, None], value=-1.0)
+    v = batched_product(inverse, u[..., None]).squeeze(-1)
+    w = v / (1 + (u * v).sum(-1, keepdim=True)).sqrt()
+    inverse.addcmul_(w[:, :, None], w[:, None, :], value=-1.0)
 
 
 def curvature(largest_gap: float) -> float:

@@ -211,7 +211,7 @@ class Hodge(NamedTuple):
     share: Tensor
 
 
-def hodge(margins: Tensor, weights: Tensor | None = None) -> Hodge:
+def hodge_decomposition(margins: Tensor, weights: Tensor | None = None) -> Hodge:
     """Splits skew margins m[a, b] (..., A, A) into the nearest score differences and what circulates.
 
     Least squares: scores s minimise sum w_ab (m_ab - (s_a - s_b))^2; the residual is orthogonal, so the energies add up

@@ -50,8 +50,13 @@ class LeastSquares:
         self.arms, self.ridge, self.has_root, self.n = arms, ridge, root, 0
         eye = torch.eye(dim, dtype=torch.float64, device=device)
         self._matrix = (eye / (ridge**0.5 if root else ridge)).expand(*lead, dim, dim).clone()
-        self.theta = torch.zeros(*lead, dim, dtype=torch.float64, device=device)
-        self.log_det = torch.zeros(lead, dtype=torch.float64, device=device)
+        self._log_det = torch.zeros(lead, dtype=torch.float64, device=device)
+        # The same memory as arrays of the engine in use: the hot path crosses between the two as rarely as it can.
+        self._xp, self._array, self._theta = native(self._matrix, self._log_det.new_zeros(*lead, dim))
+
+    @property
+    def theta(self) -> Tensor:
+        return tensor(self._theta)
 
     @property
     def inverse(self) -> Tensor:
@@ -61,54 +66,58 @@ class LeastSquares:
     def root(self) -> Tensor:
         return self._matrix
 
+    @property
+    def log_det(self) -> Tensor:
+        return self._log_det.clone()
+
     def mean(self, phi: Tensor) -> Tensor:
         """<theta, phi> of features (R, B, A, d): (R, B, A)."""
         return linear(phi, self.theta)
 
     def width(self, phi: Tensor) -> Tensor:
         """||phi||_inverse of features (R, B, A, d): (R, B, A)."""
-        xp, f, matrix = native(phi, self._matrix)
+        xp, f = native(phi)
         R, B, A, d = f.shape
         f = f.reshape(R, B * A, d) if self.arms is None else f.swapaxes(1, 2)  # (R, n, d) or (R, A, B, d)
-        half = xp.matmul(f, matrix)
+        half = xp.matmul(f, self._array)
         squares = xp.einsum("...d,...d->...", half, half if self.has_root else f)
         squares = squares.reshape(R, B, A) if self.arms is None else squares.swapaxes(1, 2)
         return tensor(xp.sqrt(abs(squares)))  # negative by rounding only
 
     def observe(self, phi: Tensor, reward: Tensor, arm: Tensor | None = None) -> None:
         """phi (R, B, d), reward (R, B), and with own models per arm the actions, arm (R, B)."""
-        B = reward.shape[1]
-        self.n += B
-        if self.arms is None:
-            for b in range(B):
-                self.theta, growth = self._step(self._matrix, self.theta, phi[:, b], reward[:, b])
-                self.log_det = self.log_det + growth
-            return
-        assert arm is not None
-        replicate = torch.arange(len(reward), device=reward.device)
-        self.theta, self.log_det = self.theta.clone(), self.log_det.clone()
-        for b in range(B):
-            at = (replicate, arm[:, b])
-            matrix = self._matrix[at]
-            self.theta[at], growth = self._step(matrix, self.theta[at], phi[:, b], reward[:, b])
-            self._matrix[at] = matrix
-            self.log_det[at] += growth
+        xp, x, r = native(phi, reward)
+        for b in range(r.shape[1]):
+            self.n += 1
+            if self.arms is None:
+                self._theta, b1 = self._step(self._matrix, self._array, self._theta, x[:, b], r[:, b])
+                self._log_det += tensor(xp.log(b1))
+                continue
+            assert arm is not None
+            at = (torch.arange(len(r), device=reward.device), arm[:, b])
+            matrix, theta = self._matrix[at], self.theta.clone()
+            _, native_matrix, old = native(matrix, theta[at])
+            new, b1 = self._step(matrix, native_matrix, old, x[:, b], r[:, b])
+            theta[at], self._matrix[at] = tensor(new), matrix
+            self._log_det[at] += tensor(xp.log(b1))
+            _, self._theta = native(theta)
 
-    def _step(self, matrix: Tensor, theta: Tensor, u: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
-        """Updates `matrix` (R, d, d) in place; the new theta, and the growth log(1 + ||u||^2_inverse) of log det V."""
-        xp, M, x, old, r = native(matrix, u, theta, reward)
+    def _step(self, matrix: Tensor, M: Any, theta: Any, x: Any, r: Any) -> tuple[Any, Any]:
+        """Updates `matrix` (R, d, d), of which M is the array, in place; the new theta, and 1 + ||x||^2_inverse, by
+        which det V grows."""
+        xp = self._xp
         if self.has_root:
             f = xp.matmul(M.swapaxes(1, 2), x[:, :, None])[:, :, 0]
             v = xp.matmul(M, f[:, :, None])[:, :, 0]
             b = 1 + xp.einsum("rd,rd->r", f, f)
-            left, right = v / (b + xp.sqrt(b))[:, None], f
+            left, right = tensor(v / (b + xp.sqrt(b))[:, None]), tensor(f)
         else:
             v = xp.matmul(M, x[:, :, None])[:, :, 0]
             b = 1 + xp.einsum("rd,rd->r", x, v)
-            left = right = v / xp.sqrt(b)[:, None]
-        matrix.addcmul_(tensor(left)[:, :, None], tensor(right)[:, None, :], value=-1.0)
-        error = (r - xp.einsum("rd,rd->r", x, old)) / b
-        return tensor(old + v * error[:, None]), tensor(xp.log(b))
+            left = right = tensor(v / xp.sqrt(b)[:, None])
+        matrix.addcmul_(left[:, :, None], right[:, None, :], value=-1.0)
+        error = (r - xp.einsum("rd,rd->r", x, theta)) / b
+        return theta + v * error[:, None], b
 
 
 def linear(phi: Tensor, theta: Tensor) -> Tensor:

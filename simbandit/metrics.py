@@ -9,98 +9,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from simbandit import equilibrium
-from simbandit.equilibrium import solve
-from simbandit.types import Contexts, Info, Instance, Policy
-
-
-@dataclass(frozen=True)
-class Game:
-    """The KL-regularised game that a preference oracle poses over the evaluation contexts; solved once, when asked."""
-
-    oracle: Any
-    evaluation: Contexts
-    kl_coef: float
-
-    @cached_property
-    def preference(self) -> Tensor:
-        """(R, X, A, A)"""
-        return self.oracle.win_table(self.evaluation)
-
-    @cached_property
-    def nash(self) -> Tensor:
-        """Log-probabilities (R, X, A) of the equilibrium. Raises RuntimeError where the solver did not converge."""
-        solved = solve(self.preference, self.evaluation.ref_log_probs, self.kl_coef)
-        if not bool(solved.converged.all()):
-            raise RuntimeError(f"equilibrium: {int((~solved.converged).sum())} games did not converge")
-        return solved.log_probs
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a metric may look at: the truth, the policy that plays round t, what it played (None in the last row)."""
-
-    instance: Any
-    oracle: Any
-    kl_coef: float
-    policy: Policy
-    info: Info
-    queries: float
-    oracle_evaluations: int
-    informative: Tensor
-    best_rewards: Tensor | None = field(repr=False, default=None)
-    game: Game | None = field(repr=False, default=None)
-    contexts: Contexts | None = None
-    actions: Tensor | None = None
-
-    @cached_property
-    def log_probs(self) -> Tensor:
-        """(R, X, A) over the evaluation contexts."""
-        return self.policy.log_probs(self.instance.evaluation)
-
-    @property
-    def optimum(self) -> Tensor:
-        """log pi* (R, X, A); taken from the instance, which computes it when it is first asked for."""
-        return self.instance.optimal_log_probs(self.kl_coef)
-
-    @cached_property
-    def rewards(self) -> Tensor:
-        return self.instance.rewards(self.instance.evaluation)
-
-    @property
-    def ref_log_probs(self) -> Tensor:
-        return self.instance.evaluation.ref_log_probs
-
-    def over_contexts(self, values: Tensor) -> Tensor:
-        """(R, X) -> (R,) under the law of contexts."""
-        return (values * self.instance.evaluation.weights).sum(-1)
-
-    def expect(self, log_probs: Tensor, values: Tensor) -> Tensor:
-        """E_x E_pi[values], (R,)."""
-        return self.over_contexts((log_probs.exp() * values).sum(-1))
-
-
-def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) over the last axis, as a sum of non-negative terms p d - p + q, d = log p - log q. Where p is close to
-    q a term is p (d + expm1(-d)), so that no digits are lost; elsewhere expm1 could overflow. Infinite where p has mass
-    that q lacks."""
-    p, q = log_p.exp(), log_q.exp()
-    absent, missing = torch.isneginf(log_p), torch.isneginf(log_q)
-    d = torch.where(absent | missing, 0.0, log_p - log_q)
-    terms = torch.where(d.abs() < 0.5, p * (d + torch.expm1(-d)), p * d - p + q)
-    return torch.where(absent, q, torch.where(missing, torch.inf, terms)).sum(-1)
-
-
-def best_reward(rewards: Tensor, ref_log_probs: Tensor) -> Tensor:
-    """max over the offered actions, (R, X)."""
-    return torch.where(torch.isneginf(ref_log_probs), -torch.inf, rewards).amax(-1)
+from simbandit import game_metrics
+from simbandit.snapshots import Snapshot, best_reward, kl
+from simbandit.types import Instance
 
 
 def suboptimality(s: Snapshot) -> Tensor:
@@ -150,10 +67,11 @@ def reward_regret(s: Snapshot) -> Tensor | None:
     """Expected reward lost by the actions played at the contexts drawn (mean over the batch and a duel's actions)."""
     if s.actions is None or s.contexts is None or s.actions.is_floating_point():
         return None
-    played = s.instance.rewards_of(s.contexts, s.actions).mean(-1)
+    played = s.instance.rewards_of(s.contexts, s.actions).sum(-1) / s.actions.shape[-1]
     if s.best_rewards is not None:
-        return (s.contexts.rows(s.best_rewards) - played).mean(-1)
-    return (best_reward(s.instance.rewards(s.contexts), s.contexts.ref_log_probs) - played).mean(-1)
+        return (s.contexts.rows(s.best_rewards) - played).sum(-1) / played.shape[1]
+    lost = best_reward(s.instance.rewards(s.contexts), s.contexts.ref_log_probs) - played
+    return lost.sum(-1) / played.shape[1]
 
 
 def _duel_gaps(s: Snapshot) -> Tensor | None:
@@ -252,46 +170,6 @@ def queries(s: Snapshot) -> Tensor:
     return torch.full((s.instance.replicates,), float(s.queries), dtype=torch.float64)
 
 
-def _game(s: Snapshot) -> Game:
-    if s.game is None:
-        raise ValueError("metrics: game metrics need a preference oracle with a `win_table`")
-    return s.game
-
-
-def duality_gap(s: Snapshot) -> Tensor:
-    """E_x of max_a J(a, pi) - min_b J(pi, b) = 2 kl_coef KL(pi || BR(pi))."""
-    gap = equilibrium.duality_gap(s.log_probs, _game(s).preference, s.ref_log_probs, s.kl_coef)
-    return s.over_contexts(gap)
-
-
-def exploitability(s: Snapshot) -> Tensor:
-    """1/2 - min_b J(pi, b), half the duality gap."""
-    return duality_gap(s) / 2
-
-
-def unregularised_gap(s: Snapshot) -> Tensor:
-    """E_x of 2 max_a P(a > pi) - 1: the duality gap without the KL terms."""
-    offered = ~torch.isneginf(s.ref_log_probs)
-    wins = s.oracle.win_rates(s.instance.evaluation, s.log_probs)
-    return s.over_contexts(2 * torch.where(offered, wins, 0.0).amax(-1) - 1)
-
-
-def kl_to_nash(s: Snapshot) -> Tensor:
-    """KL(pi* || pi), nats, pi* the KL-regularised equilibrium."""
-    return s.over_contexts(kl(_game(s).nash, s.log_probs))
-
-
-def nash_win_margin(s: Snapshot) -> Tensor:
-    """J(pi*, pi) - 1/2 = kl_coef KL(pi || pi*), an identity."""
-    return s.kl_coef * s.over_contexts(kl(s.log_probs, _game(s).nash))
-
-
-def borda_regret(s: Snapshot) -> Tensor:
-    """E_x of the largest Borda score (win rate against the reference) minus that of pi."""
-    wins = s.oracle.win_rates(s.instance.evaluation, s.ref_log_probs)
-    return s.over_contexts(best_reward(wins, s.ref_log_probs)) - s.expect(s.log_probs, wins)
-
-
 MetricFunction = Callable[[Snapshot], Tensor | None]
 Direction = Literal["lower", "higher", "neither"]
 
@@ -321,12 +199,23 @@ METRICS: dict[str, Metric] = {
     "average_regret": Metric(average_regret, "mean regret of a duel", "reward", "lower"),
     "summed_regret": Metric(summed_regret, "summed regret of a duel", "reward", "lower"),
     "win_rate_vs_ref": Metric(win_rate_vs_ref, "win rate against π_ref", "probability", "higher", needs_rewards=False),
-    "duality_gap": Metric(duality_gap, "duality gap", "win probability", "lower", needs_rewards=False),
-    "exploitability": Metric(exploitability, "exploitability", "win probability", "lower", needs_rewards=False),
-    "unregularised_gap": Metric(unregularised_gap, "duality gap without KL", "win probability", "lower", False),
-    "kl_to_nash": Metric(kl_to_nash, "KL(π_Nash ‖ π)", "nats", "lower", needs_rewards=False),
-    "nash_win_margin": Metric(nash_win_margin, "win margin of the Nash policy", "win probability", "lower", False),
-    "borda_regret": Metric(borda_regret, "Borda regret", "win probability", "lower", needs_rewards=False),
+    "duality_gap": Metric(game_metrics.duality_gap, "duality gap", "win probability", "lower", needs_rewards=False),
+    "exploitability": Metric(game_metrics.exploitability, "exploitability", "win probability", "lower", False),
+    "unregularised_gap": Metric(
+        game_metrics.unregularised_gap, "duality gap without KL", "win probability", "lower", False
+    ),
+    "kl_to_nash": Metric(game_metrics.kl_to_nash, "KL(π_Nash ‖ π)", "nats", "lower", needs_rewards=False),
+    "nash_win_margin": Metric(
+        game_metrics.nash_win_margin, "win margin of the Nash policy", "win probability", "lower", False
+    ),
+    "borda_regret": Metric(game_metrics.borda_regret, "Borda regret", "win probability", "lower", needs_rewards=False),
+    "von_neumann_regret": Metric(
+        game_metrics.von_neumann_regret, "regret to the von Neumann winner", "win probability", "lower", False
+    ),
+    "minority_mass": Metric(game_metrics.minority_mass, "mass of minorities", "probability", "higher", False),
+    "matching_divergence": Metric(
+        game_metrics.matching_divergence, "divergence from preference matching", "nats", "lower", False
+    ),
     "informative_pairs": Metric(informative_pairs, "informative duels", "duels", "neither", needs_rewards=False),
     "estimation_error": Metric(estimation_error, "estimation error, data norm", "reward", "lower"),
     "fit_residual": Metric(fit_residual, "residual of the fit", "gradient norm", "lower", needs_rewards=False),

@@ -7,13 +7,14 @@ the last bit and a diagonal of exactly 1/2. p = d (d - 1) / 2 throughout.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from simbandit.data import Duels
 from simbandit.estimators import Fit, Radius, curvature, logistic_mle, width
+from simbandit.low_rank import low_rank_mle, truncate_rank
 from simbandit.solvers import Local, Solution, minimise, newton_local
 from simbandit.types import Contexts, Info, Setting
 
@@ -88,46 +89,6 @@ def wedge_widths(features: Tensor, inverse: Tensor) -> Tensor:
         part = features[:, low : low + size]
         widths[:, low : low + size, i, j] = width(wedge(part[:, :, i], part[:, :, j]), inverse)
     return widths + widths.mT
-
-
-# ------------------------------------------------------------------------------------------------- low rank
-
-
-def _planes(scores: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """S = first second' - second first' up to the `rank / 2` largest planes, (..., n, rank / 2) each: the spectral form
-    of a skew matrix. i S is Hermitian with eigenvalues +-omega; z = x + i y of +omega gives 2 omega (y x' - x y')."""
-    if rank < 2 or rank % 2:
-        raise ValueError(f"rank: a skew matrix has an even rank, so it must be an even integer >= 2, got {rank}")
-    values, vectors = torch.linalg.eigh(1j * scores)
-    k = min(rank // 2, scores.shape[-1] // 2)
-    largest = vectors[..., -k:].flip(-1) if k else vectors[..., :0]
-    scale = (2 * values[..., -k:].flip(-1).clamp_min(0.0)).sqrt()[..., None, :] if k else values[..., None, :0]
-    return largest.imag * scale, largest.real * scale
-
-
-def truncate_rank(scores: Tensor, rank: int) -> Tensor:
-    """The nearest skew matrix of that rank in Frobenius norm (Eckart-Young: singular values of a skew matrix come in
-    pairs), exactly skew, (..., n, n). Raises ValueError for an odd rank."""
-    first, second = _planes(scores, rank)
-    product = first @ second.mT
-    return product - product.mT
-
-
-def gpm_embeddings(scores: Tensor, rank: int) -> Tensor:
-    """Embeddings v (..., n, min(rank, 2 floor(n / 2))) of the general preference model, s(a > b) = <R v_a, v_b>, R =
-    blockdiag([[0, -1], [1, 0]]): v_a1 v_b2 - v_a2 v_b1 summed over the planes, largest first. Exact at full rank.
-
-    From the spectral form of skew scores (2410.02197, Theorem 4.5); that paper fits them by gradient descent on
-    -log sigma(s). To fit duels: `gpm_embeddings(logit(tabular_mle(wins, smoothing)), rank)`, the best fit of that rank
-    in squared error of the scores, not in likelihood. Raises ValueError for an odd rank."""
-    first, second = _planes(scores, rank)
-    return torch.stack([first, second], dim=-1).flatten(-2)
-
-
-def gpm_scores(embeddings: Tensor) -> Tensor:
-    """s(a > b) (..., n, n), exactly skew, of embeddings (..., n, rank)."""
-    product = embeddings[..., 0::2] @ embeddings[..., 1::2].mT
-    return product - product.mT
 
 
 # ------------------------------------------------------------------------------------------------- tables
@@ -220,9 +181,11 @@ class PreferenceModel:
     """Running bilinear estimate of a preference from duels. Grows in place; the newest fit is `theta` (R, p).
 
     `gram` (R, p, p): the sum of psi psi' over duels, psi = phi_a ^ phi_b, without ridge. Refits when the number of
-    duels has grown by the fraction `refit_growth` since the last fit (0: at every `observe`). `table()` is of `theta`
-    truncated to `rank`, where one is given. intercept: append a constant to the features; the class then contains every
-    linear Bradley-Terry model, and the plain bilinear one as well. ball: a bound on ||Theta||_F.
+    duels has grown by the fraction `refit_growth` since the last fit (0: at every `observe`). `table()` is of `theta`,
+    or where `rank` is given of `theta` truncated to it (low_rank="truncation") or of the maximum of the likelihood
+    within it that is found from there (low_rank="likelihood", `low_rank_mle`, where `ball` bounds the start only).
+    intercept: append a constant to the features; the class then contains every linear Bradley-Terry model, and the
+    plain bilinear one as well. ball: a bound on ||Theta||_F.
 
     Raises ValueError in a world of fresh contexts, without features, or with one feature (a' Theta b is then 0).
     """
@@ -234,6 +197,7 @@ class PreferenceModel:
         ridge: float,
         ball: float | None = None,
         rank: int | None = None,
+        low_rank: Literal["truncation", "likelihood"] = "truncation",
         intercept: bool = False,
         refit_growth: float = 0.0,
     ):
@@ -247,7 +211,7 @@ class PreferenceModel:
         if d < 2:
             raise ValueError("world: a skew bilinear form of one feature is 0; give two features or intercept=True")
         R, p = setting.replicates, d * (d - 1) // 2
-        self.ridge, self.ball, self.rank, self.refit_growth = ridge, ball, rank, refit_growth
+        self.ridge, self.ball, self.rank, self.low_rank, self.refit_growth = ridge, ball, rank, low_rank, refit_growth
         self.theta = torch.zeros(R, p, dtype=torch.float64, device=setting.device)
         self.gram = torch.zeros(R, p, p, dtype=torch.float64, device=setting.device)
         self.residual = torch.zeros(R, dtype=torch.float64, device=setting.device)
@@ -281,9 +245,16 @@ class PreferenceModel:
 
     def table(self) -> Tensor:
         """P(a > b | x) over the pool, (R, X, A, A)."""
-        if self.rank is None:
-            return bilinear_table(self.features, self.theta)
-        return bilinear_table(self.features, skew_coordinates(truncate_rank(skew_matrix(self.theta), self.rank)))
+        theta = self.theta
+        if self.rank is not None:
+            matrix = skew_matrix(theta)
+            if self.low_rank == "likelihood" and self.n:
+                first, second = self._pairs(self.duels.context, self.duels.actions)
+                counts = self.duels.wins, self.duels.count
+                fit = low_rank_mle(first, second, *counts, self.rank, ridge=self.ridge, start=matrix)
+                matrix, self.residual, self.iterations = fit.matrix, fit.residual, fit.iterations
+            theta = skew_coordinates(truncate_rank(matrix, self.rank))
+        return bilinear_table(self.features, theta)
 
     def inverse(self, ridge: float, scale: float = 1.0) -> Tensor:
         """(ridge I + scale gram)^-1, (R, p, p)."""

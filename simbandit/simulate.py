@@ -16,18 +16,21 @@ from tqdm import tqdm
 from simbandit import metrics as metric_registry
 from simbandit.data import Logged, frame_batch
 from simbandit.draws import LOGGED, Draws
-from simbandit.metrics import CUMULATIVE, Game, MetricFunction, Snapshot, best_reward
-from simbandit.policies import LogLinear, Reference, Tabular, concatenate, mixture
+from simbandit.metrics import CUMULATIVE, MetricFunction
+from simbandit.policies import LogLinear, Network, Reference, Tabular, concatenate, mixture
 from simbandit.results import Results
+from simbandit.snapshots import Game, Snapshot, best_reward
 from simbandit.types import Algorithm, Contexts, Info, Oracle, Policy, Setting, World
 from simbandit.worlds.arrays import affordable
 
 Record = Literal["log", "all"] | Sequence[int]
 Output = Literal["last", "average", "best"] | Logged
+PolicyClass = Literal["tabular", "log_linear", "network"]
 CHUNK_NUMBERS = 2**24  # float64 numbers in a chunk's largest tables: 128 MB, of which a handful exist at a time
-LARGEST_CHUNK = 128
+LARGEST_CHUNK = 256  # beyond, tables leave the cache; below, the loop's own overhead shows
 VALIDATION_DUELS = 512
 MOST_REPLICATES = 10**7
+HIDDEN = 32  # units of a "network"
 INTEGERS = (int, np.integer)
 
 
@@ -54,7 +57,7 @@ def simulate(
     seed: int = 0,
     device: str = "cpu",
     offline: pd.DataFrame | Logged | None = None,
-    policy: Literal["tabular", "log_linear"] | Policy | None = None,
+    policy: PolicyClass | Policy | None = None,
     metrics: Sequence[str | tuple[str, MetricFunction]] | None = None,
     record: Record = "log",
     output: Output = "last",
@@ -68,8 +71,8 @@ def simulate(
     offline: logged data that the algorithm learns from before the first round: a frame (context, first, second,
         preferred; or context, action, reward), or `Logged`, drawn per replicate. An offline algorithm given none draws
         rounds x batch_size interactions from the reference.
-    policy: the class that direct methods fit: "log_linear" (default where the world has features), "tabular", or a
-        Policy, which then is the reference.
+    policy: the class that direct methods fit: "log_linear" (default where the world has features), "tabular",
+        "network" (one hidden layer of 32 tanh units over the features), or a Policy, which then is the reference.
     metrics: registered names, `cumulative_` and a name, or the user's own (name, function of Snapshot) pairs.
     record: "log" (every round up to 64, then 24 a decade), "all", or a list of rounds; round 0 and the end always.
     output: which policy Results holds: the "last", the "average" of the recorded ones (in probability space), or the
@@ -144,7 +147,7 @@ def recording(rounds: int, record: Record) -> set[int]:
 
 
 def chunk_size(problem: Problem, interactions: int, replicates: int) -> int:
-    """Replicates advanced at once: a power of two, at most 128, so that the largest tables stay near 128 MB."""
+    """Replicates advanced at once: a power of two, at most 256, so that the largest tables stay near 128 MB."""
     if replicates == 1:
         return 1
     evaluation = problem.world.instance(2, Draws(0, 2)).evaluation
@@ -152,7 +155,8 @@ def chunk_size(problem: Problem, interactions: int, replicates: int) -> int:
     if evaluation.has_features:
         d = evaluation.features.shape[-1]
     shared = not evaluation.has_features or evaluation.features.stride(0) == 0
-    numbers = X * A * (4 + (0 if shared else d))
+    fresh = evaluation.index is None  # then tables over contexts exist only while a policy is evaluated
+    numbers = X * A * (2 if fresh else 4 + (0 if shared else d))
     if getattr(problem.oracle, "oracle", problem.oracle).feedback == "preference":
         numbers += X * A**2  # the table of win probabilities
     if problem.oracle.feedback == "preference":  # the index of distinct pairs, and their counts
@@ -173,7 +177,7 @@ class _Run:
         device: str,
         rounds: int,
         batch_size: int,
-        policy: Literal["tabular", "log_linear"] | Policy | None,
+        policy: PolicyClass | Policy | None,
         metrics: Sequence[str | tuple[str, MetricFunction]] | None,
     ):
         self.algorithm, self.ids, self.rounds, self.batch_size = algorithm, ids, rounds, batch_size
@@ -265,7 +269,7 @@ class _Run:
         chosen.consider(policy)
         return self._frame(), chosen.policy(), self._data_frame()
 
-    def _reference(self, policy: Literal["tabular", "log_linear"] | Policy | None) -> Policy:
+    def _reference(self, policy: PolicyClass | Policy | None) -> Policy:
         pool, dim, device = self.instance.pool, self.instance.dim, self.draws.device
         if policy is None:
             policy = "tabular" if dim is None else "log_linear"
@@ -273,12 +277,15 @@ class _Run:
             if pool is None:
                 raise ValueError("policy: 'tabular' needs a finite world; use 'log_linear' or give n_contexts=")
             return Tabular(pool.ref_log_probs)
-        if policy == "log_linear":
+        if policy in ("log_linear", "network"):
             if dim is None:
-                raise ValueError("policy: 'log_linear' needs features, this world has none; use 'tabular'")
-            return LogLinear(torch.zeros(len(self.ids), dim, dtype=torch.float64, device=device))
+                raise ValueError(f"policy: {policy!r} needs features, this world has none; use 'tabular'")
+            if policy == "log_linear":
+                return LogLinear(torch.zeros(len(self.ids), dim, dtype=torch.float64, device=device))
+            inner, bias = (self.draws.once(f"network {i}", *n, HIDDEN) for i, n in enumerate([(dim,), ()]))
+            return Network.at_reference(inner, bias)
         if not isinstance(policy, Policy):
-            raise ValueError(f"policy: 'tabular', 'log_linear' or a Policy, got {policy!r}")
+            raise ValueError(f"policy: 'tabular', 'log_linear', 'network' or a Policy, got {policy!r}")
         return policy
 
     def _logged(self, offline: pd.DataFrame | Logged) -> tuple[Contexts, Tensor, Tensor]:

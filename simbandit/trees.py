@@ -2,8 +2,8 @@
 
 In turn h = 0 ... H - 1 the policy answers the state s (all that was said so far) with one of A responses, and the user
 replies with one of U; after the last response an annotator compares two whole conversations, held independently. A
-policy is a tuple of log-probabilities, one (..., S_h, A) per turn, S_h = (A U)^h; the state after (s, a, u) is number (s
-A + a) U + u, the conversation that ends with a in s is number s A + a of L. Axes in front are batches.
+policy is a tuple of log-probabilities, one (..., S_h, A) per turn, S_h = (A U)^h; the state after (s, a, u) is number
+(s A + a) U + u, the conversation that ends with a in s is number s A + a of L. Axes in front are batches.
 
     J(p, q) = sum p(l) P(l beats l') q(l') - kl_coef E_p sum_h KL(p || ref at s_h) + kl_coef E_q sum_h KL(q || ref).
 
@@ -120,10 +120,10 @@ def mtpo(
     credit: Credit = "conversation",
     tolerance: float = 1e-12,
 ) -> Trained:
-    """MTPO (2405.14655): in every state pi(a|s) proportional to pi^(1 - k s) ref^(k s) exp(s Q(s, a)), k = kl_coef, Q of
-    the policy against itself; from the reference. Exact: Q by backward induction.
+    """MTPO (2405.14655): in every state pi(a|x) proportional to pi^(1 - k s) ref^(k s) exp(s Q(x, a)), k = kl_coef, s =
+    step_size, Q of the policy against itself; from the reference. Exact: Q by backward induction.
 
-    step_size s: None is the paper's schedule 2 / (k (t + 2)) (their 1 / eta), with which KL to the equilibrium is O(1 /
+    step_size: None is the paper's schedule 2 / (k (t + 2)) (their 1 / eta), with which KL to the equilibrium is O(1 /
     t); with one turn this is `mirror_descent`, and the algorithm registered as `mtpo`.
     credit: "conversation" is Q. Two shortcuts for comparison: "reference" values what follows as if the reference went
         on; "last_turn" credits the last response alone, so that earlier turns stay at the reference. Neither ends at
@@ -147,9 +147,7 @@ def mtpo(
         s = 2 / (kl_coef * (t + 2)) if step_size is None else step_size
         pull = s * kl_coef
         policy = tuple(
-            torch.log_softmax((1 - pull) * torch.where(torch.isneginf(ref), ref, turn) + pull * ref + s * q, -1)
-            if pull < 1
-            else torch.log_softmax(ref + s * q, -1)
+            torch.log_softmax(torch.where(torch.isneginf(ref), ref, (1 - pull) * turn + pull * ref + s * q), -1)
             for turn, ref, q in zip(policy, tree.ref, Q, strict=True)
         )
         gap, t = duality_gap(tree, policy, kl_coef), t + 1
@@ -166,11 +164,10 @@ def clarifying_question(asks: float = 0.2, reward: float = 2.0) -> Conversations
     """
     if not 0 < asks < 1:
         raise ValueError(f"asks: must lie in (0, 1), got {asks}")
-    half = torch.full((1, 2, 2), 0.5, dtype=torch.float64)
     worth = torch.tensor([0.0, 0.0, 0.0, 0.0, reward, -reward, -reward, reward], dtype=torch.float64)
-    preference = torch.sigmoid(worth[:, None] - worth)
     first = torch.tensor([[1 - asks, asks]], dtype=torch.float64).log()
-    return Conversations(preference, (first, half.expand(1, 4, 2).reshape(4, 2).log()), (half,))
+    even = torch.full((4, 2), 0.5, dtype=torch.float64)
+    return Conversations(torch.sigmoid(worth[:, None] - worth), (first, even.log()), (even[:2].reshape(1, 2, 2),))
 
 
 def _wins(tree: Conversations, opponent: Policy) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from simbandit.draws import generator
 from simbandit.equilibrium import exploitability, solve
-from simbandit.hypotheses import bradley_terry_test, hodge, transitivity_violations
+from simbandit.hypotheses import bradley_terry_test, hodge_decomposition, transitivity_violations
 from simbandit.metrics import kl
 from simbandit.policies import gibbs
 from simbandit.preferences import tabular_mle
@@ -112,7 +112,7 @@ def has_cycle(wins: np.ndarray) -> bool:
 def curl_share(wins: np.ndarray) -> float:
     """Share of the energy of the margins, pairs weighed by their comparisons, that no score explains."""
     w = torch.from_numpy(wins)
-    return float(hodge(tabular_mle(w) - 0.5, w + w.mT).share)
+    return float(hodge_decomposition(tabular_mle(w) - 0.5, w + w.mT).share)
 
 
 def drawn_from(wins: np.ndarray, law: np.ndarray, seed: int, number: int, purpose: str) -> np.ndarray:

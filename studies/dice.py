@@ -33,10 +33,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from simbandit.algorithms.players import Tilt
 from simbandit import algorithms, plotting, plotting_games
 from simbandit.algorithms.dynamics import GameDynamics, GameState
 from simbandit.algorithms.games import NashMD
+from simbandit.algorithms.players import Tilt
 from simbandit.equilibrium import frequencies, solve
 from simbandit.guarantees import Identity, Number, Ordering
 from simbandit.metrics import Snapshot

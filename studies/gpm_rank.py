@@ -8,7 +8,7 @@ Truths, 9 actions, 100 random games each (a replicate is a game): "random" (P ~ 
 "Bradley-Terry" (normal scores of deviation 1: a skew matrix of rank 2), "circle" (each beats the 4 before it, by the
 same margin), and "three-cycle" (3 actions, random margins). Observed: every pair `duels` times (0 stands for
 infinitely many), frequencies smoothed by one pseudo-duel; models: the spectral form of their logits cut to rank 2, 4,
-6, 8, which is `preferences.gpm_embeddings` (the paper fits embeddings by gradient descent on -log sigma(s)), and
+6, 8, which is `low_rank.gpm_embeddings` (the paper fits embeddings by gradient descent on -log sigma(s)), and
 maximum-likelihood Bradley-Terry with the same pseudo-duel.
 
 Metrics: `score_error`, root mean square of the scores over pairs; `accuracy`, share of pairs whose favourite the model
@@ -35,8 +35,9 @@ from simbandit import plotting
 from simbandit.draws import Draws, generator
 from simbandit.guarantees import Identity, Monotone, Number, Ordering
 from simbandit.guarantees.rows import select
+from simbandit.low_rank import gpm_embeddings, gpm_scores
 from simbandit.oracles import GPM, UniformTriangular, cycle, rock_paper_scissors
-from simbandit.preferences import fit_bradley_terry, gpm_embeddings, gpm_scores, tabular_mle
+from simbandit.preferences import fit_bradley_terry, tabular_mle
 from simbandit.study import Settings, Study, Task
 from simbandit.worlds import TableWorld
 

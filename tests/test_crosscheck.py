@@ -166,7 +166,7 @@ def test_kto(trl):
     """One desirable and one undesirable response per duel; z estimated from mismatched pairs and clamped at 0."""
     tokens, mask, ref = batch(0, torch.float64)
     rng = np.random.default_rng(1)
-    own = {"desirable_weight": 1.2, "undesirable_weight": 0.9}
+    own: dict[str, Any] = {"desirable_weight": 1.2, "undesirable_weight": 0.9}
     for shift in (0.8, -5.0):
         mismatched = torch.as_tensor(rng.normal(size=2 * DUELS)) + shift
         completion = torch.cat([torch.zeros(2 * DUELS, 1), mask.flatten(0, 1)], dim=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from simbandit import hypotheses
-from simbandit.hypotheses import bradley_terry_test, count_duels, hodge, transitivity_test
+from simbandit.hypotheses import bradley_terry_test, count_duels, hodge_decomposition, transitivity_test
 
 CYCLE = np.array([[0.5, 0.7, 0.3], [0.3, 0.5, 0.7], [0.7, 0.3, 0.5]])
 
@@ -144,7 +144,7 @@ def test_hodge_splits_energy_and_finds_the_dial():
     curl[0, 1] = curl[1, 2] = curl[2, 0] = 0.25
     curl = curl - curl.mT
     for dial in (0.0, 0.5, 2.0):
-        found = hodge(gradient + dial * curl)
+        found = hodge_decomposition(gradient + dial * curl)
         torch.testing.assert_close(found.scores, s)  # the curl has no divergence
         torch.testing.assert_close(found.gradient, gradient.square().sum() / 2)
         torch.testing.assert_close(found.cyclic, dial**2 * curl.square().sum() / 2, rtol=1e-9, atol=1e-20)
@@ -152,7 +152,7 @@ def test_hodge_splits_energy_and_finds_the_dial():
     weights = weights + weights.mT
     weights[0, 3] = weights[3, 0] = 0.0
     margins = gradient + curl + 0.1 * (weights - weights.mean()).triu(1) - 0.1 * (weights - weights.mean()).triu(1).mT
-    found = hodge(margins, weights)
+    found = hodge_decomposition(margins, weights)
     total = (weights * margins.square()).sum() / 2
     torch.testing.assert_close(found.gradient + found.cyclic, total)
     # least squares: no other scores leave less
@@ -163,4 +163,4 @@ def test_hodge_splits_energy_and_finds_the_dial():
     other = torch.cat([torch.zeros(1, dtype=torch.float64), rest.solution.squeeze(-1)])
     torch.testing.assert_close(found.scores, other - other.mean())
     with pytest.raises(ValueError, match="margins: must be skew"):
-        hodge(torch.full((3, 3), 0.5))
+        hodge_decomposition(torch.full((3, 3), 0.5))

@@ -177,7 +177,8 @@ def test_traits_are_measured(name):
         return float((gradient(name, pair._replace(**changed), LABEL) - g).abs().max()) > 1e-9
 
     other = random_pair(name, seed=1).now
-    assert moves(last=other) == (name in losses.MOVING)
+    elsewhere = loss(name)(pair._replace(last=other), LABEL, KL)
+    assert torch.allclose(elsewhere, loss(name)(pair, LABEL, KL)) == (name not in losses.MOVING)
     reference_free = not moves(ref=other) and name not in (*DIFFERENCES, "value_optimism", "value_pessimism")
     assert reference_free == (name in losses.REFERENCE_FREE)
     blind = torch.allclose(gradient(name, pair, 1 - LABEL), g)
@@ -283,7 +284,7 @@ def test_check_names_what_is_wrong(name, label, given, message):
         ),
         ("copo", {"alpha": 0.1, "count": 0.0}, "count: must be > 0"),
         ("depo", {"alpha": 0.1, "width": -1.0}, "width: must be >= 0"),
-        ("hypo", {"kl_weight": -1.0}, "weight: must be >= 0"),
+        ("hypo", {"kl_weight": -1.0}, "^kl_weight: must be >= 0"),
         ("spac", {"step_size": 0.0, "preference_weight": 1.0}, "step_size: must be > 0"),
         ("aihf", {"demonstration_weight": -1.0}, "demonstration_weight: must be >= 0"),
         ("slic", {"margin": 0.0, "sft_weight": 1.0}, "margin: must be > 0"),
@@ -389,6 +390,30 @@ def test_families_meet():
     reference = pair._replace(ref=torch.zeros_like(pair.ref))
     simpo = losses.simpo(pair, LABEL, KL, margin=0.4)
     torch.testing.assert_close(losses.offset_dpo(reference, LABEL, KL, margin=0.4), simpo)
+
+
+@pytest.mark.parametrize("rounding", [0.0, 0.05])
+def test_chi_po_clips_margins_of_any_size(rounding):
+    """At z = 1, 60 and 600 the margin kl_coef (z + e^z) is beyond the clip; at z = .3 it is not."""
+    z = tensor([0.3, 1.0, 60.0, 600.0, -600.0])
+    ref = torch.stack([-z.abs() - 1, -z.abs() - 1], dim=-1)
+    now = torch.stack([ref[:, 0] + z, ref[:, 1]], dim=-1).requires_grad_(True)
+    value = losses.chi_po(PairLogProbs(now, ref, ref), 0 * z + 1, KL, clip=1.5, rounding=rounding)
+    (g,) = torch.autograd.grad(value.sum(), now)
+    ends = tensor([KL * (0.3 + math.exp(0.3) - 1), 1.5, 1.5, 1.5, -1.5])
+    torch.testing.assert_close(value.detach(), torch.nn.functional.softplus(-ends))
+    assert ((g[:, 0] != 0) == tensor([1, 0, 0, 0, 0]).bool()).all()
+
+
+def test_rounded_corners_are_parabolas():
+    pair = random_pair("dpo", duels=400)
+    label = (torch.arange(400) % 2).double()
+    for name, own in (("hinge", {}), ("chi_po", {"clip": 1.0})):
+        f = partial(getattr(losses, name), **own)
+        apart = (f(pair, label, KL) - f(pair, label, KL, rounding=0.2)).abs()
+        assert 0 < float(apart.max()) <= 0.05 + 1e-12  # a quarter of the rounding, in the margin
+        with pytest.raises(ValueError, match="rounding: must be >= 0"):
+            f(pair, label, KL, rounding=-0.1)
 
 
 def test_copo_has_the_gradient_of_the_released_code():

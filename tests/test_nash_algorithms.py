@@ -9,7 +9,8 @@ import torch
 from scipy.optimize import minimize
 
 from simbandit import algorithms, equilibrium, simulate
-from simbandit.algorithms.nash import OELHF, NashETC, NashGreedy, OptimisticMatrixGame, information_ratio_maximiser
+from simbandit.algorithms.matrix_games import OptimisticMatrixGame
+from simbandit.algorithms.nash import OELHF, NashETC, NashGreedy, information_ratio_maximiser
 from simbandit.algorithms.pelhf import PELHF, robust_equilibrium
 from simbandit.draws import Draws
 from simbandit.oracles import Bilinear

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from simbandit import preferences
+from simbandit import low_rank, preferences
 from simbandit.draws import Draws
 from simbandit.policies import Reference
 from simbandit.preferences import PreferenceModel, TabularPreferences
@@ -127,29 +127,29 @@ def test_truncation_is_the_best_approximation_and_exact_at_full_rank(n):
     scores = preferences.skew_matrix(normal(R, n * (n - 1) // 2))
     singular = torch.linalg.svdvals(scores)
     for rank in range(2, n + 1, 2):
-        kept = preferences.truncate_rank(scores, rank)
+        kept = low_rank.truncate_rank(scores, rank)
         assert torch.equal(kept, -kept.mT)
         tail = singular[:, rank:].square().sum(-1).sqrt()  # Eckart-Young
         torch.testing.assert_close((scores - kept).norm(dim=(1, 2)), tail, rtol=1e-10, atol=1e-12)
-    assert (scores - preferences.truncate_rank(scores, 2 * (n // 2))).abs().max() < 1e-12
-    assert (scores - preferences.truncate_rank(scores, 2)).abs().max() > 0.1
+    assert (scores - low_rank.truncate_rank(scores, 2 * (n // 2))).abs().max() < 1e-12
+    assert (scores - low_rank.truncate_rank(scores, 2)).abs().max() > 0.1
     with pytest.raises(ValueError, match=r"rank: .* even integer >= 2, got 3"):
-        preferences.truncate_rank(scores, 3)
+        low_rank.truncate_rank(scores, 3)
 
 
 def test_gpm_embeddings_give_back_the_scores():
     n = 5
     scores = preferences.skew_matrix(normal(R, X, n * (n - 1) // 2))
-    v = preferences.gpm_embeddings(scores, 4)
+    v = low_rank.gpm_embeddings(scores, 4)
     assert v.shape == (R, X, n, 4)
     by_hand = sum(
         v[..., :, None, 2 * k] * v[..., None, :, 2 * k + 1] - v[..., :, None, 2 * k + 1] * v[..., None, :, 2 * k]
         for k in range(2)
     )
-    torch.testing.assert_close(preferences.gpm_scores(v), by_hand)
-    torch.testing.assert_close(preferences.gpm_scores(v), scores)
+    torch.testing.assert_close(low_rank.gpm_scores(v), by_hand)
+    torch.testing.assert_close(low_rank.gpm_scores(v), scores)
     torch.testing.assert_close(
-        preferences.gpm_scores(preferences.gpm_embeddings(scores, 2)), preferences.truncate_rank(scores, 2)
+        low_rank.gpm_scores(low_rank.gpm_embeddings(scores, 2)), low_rank.truncate_rank(scores, 2)
     )
 
 
@@ -231,7 +231,7 @@ def test_the_running_model_is_the_fit_of_all_duels():
     torch.testing.assert_close(product, torch.eye(P, dtype=torch.float64).expand(R, -1, -1), rtol=0, atol=1e-9)
     truncated = PreferenceModel(of, ridge=0.5, rank=2)
     truncated.theta = model.theta
-    kept = preferences.truncate_rank(preferences.skew_matrix(model.theta), 2)
+    kept = low_rank.truncate_rank(preferences.skew_matrix(model.theta), 2)
     expected = torch.sigmoid(model.features @ kept[:, None] @ model.features.mT)
     torch.testing.assert_close(truncated.table(), expected)
 

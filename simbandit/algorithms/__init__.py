@@ -8,6 +8,9 @@ from typing import Any
 
 from simbandit.algorithms.bandits import EpsilonGreedy, ExploreThenCommit, LinTS, LinUCB
 from simbandit.algorithms.direct import Direct, loss_parameters
+from simbandit.algorithms.dueling import CoLSTIM, PairUCB
+from simbandit.algorithms.dueling_sampling import FGTS
+from simbandit.algorithms.dueling_tables import RUCB, DoubleThompson
 from simbandit.algorithms.games import (
     BestResponse,
     Comal,
@@ -24,7 +27,9 @@ from simbandit.algorithms.games import (
 from simbandit.algorithms.glm import GLMUCB
 from simbandit.algorithms.gshf import GSHF
 from simbandit.algorithms.inverse_gap import Exp4, Falcon, SquareCB
-from simbandit.algorithms.nash import OELHF, NashETC, NashGreedy, OptimisticMatrixGame
+from simbandit.algorithms.layers import VACDB
+from simbandit.algorithms.matrix_games import OptimisticMatrixGame
+from simbandit.algorithms.nash import OELHF, NashETC, NashGreedy
 from simbandit.algorithms.offline import KLPCB, RSO, GSHFOffline, PessimisticMLE
 from simbandit.algorithms.online import KLUCB, Greedy, TwoStage, Uniform
 from simbandit.algorithms.pelhf import PELHF
@@ -75,6 +80,14 @@ REGISTRY: dict[str, Algorithm] = {
     "explore_then_commit": ExploreThenCommit(),
     "glm_ucb": GLMUCB(),
     "exp4": Exp4(),
+    "maxinp": PairUCB(),
+    "maxpairucb": PairUCB(rule="sum"),
+    "ginop": PairUCB(matrix="hessian"),
+    "colstim": CoLSTIM(),
+    "vacdb": VACDB(),
+    "fgts": FGTS(),
+    "rucb": RUCB(),
+    "double_thompson": DoubleThompson(),
 }
 
 

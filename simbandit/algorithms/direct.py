@@ -133,7 +133,6 @@ class Direct:
     passes: int = 1
     descent: Descent | None = None
 
-    feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference", "full")
     needs_features: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -175,6 +174,10 @@ class Direct:
         if sorted(given) != sorted(allowed):
             raise ValueError(f"{label}: {name} takes {allowed or 'none'}, got {given or 'none'}")
         return given
+
+    @property
+    def feedbacks(self) -> tuple[Feedback, ...]:
+        return ("preference",) if self.offline else ("preference", "full")
 
     @property
     def offline(self) -> bool:

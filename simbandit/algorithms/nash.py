@@ -18,11 +18,10 @@ from torch import Tensor
 from simbandit.algorithms.checks import check
 from simbandit.draws import Round
 from simbandit.equilibrium import solve
-from simbandit.estimators import Radius, width
-from simbandit.policies import Reference, Tabular, Uniform, argmax, gibbs
-from simbandit.preferences import PreferenceModel, TabularPreferences, finite_pool, skew_matrix, wedge
+from simbandit.estimators import width
+from simbandit.policies import Reference, Tabular, Uniform, argmax
+from simbandit.preferences import PreferenceModel, skew_matrix, wedge
 from simbandit.types import Contexts, Feedback, Info, Policy, Setting
-from simbandit.zero_sum import solve_zero_sum
 
 Pairing = Literal["reference", "self"]
 
@@ -35,19 +34,19 @@ class _State:
     second: Policy
 
 
-def _equilibrium(preference: Tensor, pool: Contexts, kl_coef: float) -> Tabular:
+def equilibrium_of(preference: Tensor, pool: Contexts, kl_coef: float) -> Tabular:
     solved = solve(preference, pool.ref_log_probs, kl_coef)
     if not bool(solved.converged.all()):
         raise RuntimeError(f"equilibrium: {int((~solved.converged).sum())} games did not converge")
     return Tabular(solved.log_probs)
 
 
-def _pool(setting: Setting) -> Contexts:
+def pool_of(setting: Setting) -> Contexts:
     assert setting.contexts is not None
     return setting.contexts
 
 
-def _play(first: Policy, second: Policy, contexts: Contexts, draws: Round) -> Tensor:
+def play(first: Policy, second: Policy, contexts: Contexts, draws: Round) -> Tensor:
     B = contexts.shape[1]
     players = (first, second)
     return torch.stack([p.sample(contexts, draws.uniform(f"player{i}", B)) for i, p in enumerate(players)], dim=-1)
@@ -59,6 +58,7 @@ def _start(algorithm: NashGreedy | OELHF | NashETC, setting: Setting) -> _State:
         ridge=algorithm.ridge,
         ball=algorithm.ball,
         rank=algorithm.rank,
+        low_rank=algorithm.low_rank if isinstance(algorithm, NashETC) else "truncation",
         intercept=algorithm.intercept,
         refit_growth=algorithm.refit_growth,
     )
@@ -113,14 +113,14 @@ class NashGreedy:
         return _start(self, setting)
 
     def select(self, state: _State, contexts: Contexts, draws: Round) -> Tensor:
-        return _play(state.main, state.main if self.pairing == "self" else Reference(), contexts, draws)
+        return play(state.main, state.main if self.pairing == "self" else Reference(), contexts, draws)
 
     def update(
         self, state: _State, contexts: Contexts, actions: Tensor, feedback: Tensor, draws: Round
     ) -> tuple[_State, Info]:
         del draws
         if state.model.observe(contexts, actions, feedback):
-            state.main = _equilibrium(state.model.table(), _pool(state.setting), state.setting.kl_coef)
+            state.main = equilibrium_of(state.model.table(), pool_of(state.setting), state.setting.kl_coef)
         return state, state.model.info()
 
     def policy(self, state: _State) -> Policy:
@@ -180,7 +180,7 @@ class OELHF:
         return state
 
     def select(self, state: _State, contexts: Contexts, draws: Round) -> Tensor:
-        return _play(state.main, state.second, contexts, draws)
+        return play(state.main, state.second, contexts, draws)
 
     def update(
         self, state: _State, contexts: Contexts, actions: Tensor, feedback: Tensor, draws: Round
@@ -194,8 +194,8 @@ class OELHF:
         return state.main
 
     def _plan(self, state: _State) -> None:
-        setting, model, pool = state.setting, state.model, _pool(state.setting)
-        state.main = _equilibrium(model.table(), pool, setting.kl_coef)
+        setting, model, pool = state.setting, state.model, pool_of(state.setting)
+        state.main = equilibrium_of(model.table(), pool, setting.kl_coef)
         if self.enhancer == "self":
             state.second = state.main
         elif self.enhancer != "reference":
@@ -266,19 +266,21 @@ def information_ratio_maximiser(
 class NashETC:
     """Explore, then commit, with a low-rank preference.
 
-    For the first rounds both actions come from a fixed explorer; Theta_hat = maximum likelihood, truncated to `rank` =
-    2r by its spectral form; from then on both come from the equilibrium of Theta_hat, and nothing more is learnt.
-    Source: 2602.23116: with the nuclear-norm MLE, regret O~(C_min^-2 sqrt(r T / kl_coef)) after about sqrt(T) rounds of
-    exploration and O~(r^(1/3) C_min^(-4/3) T^(2/3)) after T^(2/3), without a power of d but for C_min (||phi|| <= 1
-    forces C_min <= 1 / d). Deviations: ridge MLE and hard truncation at a known rank in place of the nuclear norm.
-    first_stage: exploring rounds as a fraction of all; None: T^(-1/3) of them, T^(2/3) rounds. explorer: "uniform"
-    or "reference". The policy output while exploring is the running estimate's equilibrium. rank: even, None keeps all.
-    Complexity and errors as `NashGreedy`; a fraction outside [0, 1] is refused.
+    For the first rounds both actions come from a fixed explorer; Theta_hat = maximum likelihood within `rank` = 2r
+    (`low_rank.low_rank_mle`, from the truncated full-rank estimate; low_rank="truncation" stops there); from then on
+    both come from the equilibrium of Theta_hat, and nothing more is learnt. Source: 2602.23116: with the nuclear-norm
+    MLE, regret O~(C_min^-2 sqrt(r T / kl_coef)) after about sqrt(T) rounds of exploration and O~(r^(1/3) C_min^(-4/3)
+    T^(2/3)) after T^(2/3), without a power of d but for C_min (||phi|| <= 1 forces C_min <= 1 / d). Deviations: ridge
+    MLE within a known rank in place of the nuclear norm. first_stage: exploring rounds as a fraction of all; None:
+    T^(-1/3) of them, T^(2/3) rounds. explorer: "uniform" or "reference". The policy output while exploring is the
+    running estimate's equilibrium. rank: even, None keeps all. Complexity and errors as `NashGreedy`; a fraction
+    outside [0, 1] is refused.
     """
 
     explorer: Literal["uniform", "reference"] = "uniform"
     first_stage: float | None = None
     rank: int | None = 2
+    low_rank: Literal["likelihood", "truncation"] = "likelihood"
     ridge: float = 0.1
     ball: float | None = None
     intercept: bool = False
@@ -289,7 +291,7 @@ class NashETC:
     offline: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check(self, positive=("ball",))
+        check(self, positive=("ball", "ridge"))
         _check_rank(self.rank)
         if self.first_stage is not None and not 0 <= self.first_stage <= 1:
             raise ValueError(f"first_stage: a fraction of the rounds in [0, 1], got {self.first_stage}")
@@ -304,7 +306,7 @@ class NashETC:
     def select(self, state: _State, contexts: Contexts, draws: Round) -> Tensor:
         explorer = Uniform() if self.explorer == "uniform" else Reference()
         player = explorer if draws.t < self._commits(state.setting) else state.main
-        return _play(player, player, contexts, draws)
+        return play(player, player, contexts, draws)
 
     def update(
         self, state: _State, contexts: Contexts, actions: Tensor, feedback: Tensor, draws: Round
@@ -317,7 +319,7 @@ class NashETC:
                 model.refit()
                 due = True
             if due:
-                state.main = _equilibrium(model.table(), _pool(setting), setting.kl_coef)
+                state.main = equilibrium_of(model.table(), pool_of(setting), setting.kl_coef)
         return state, model.info()
 
     def policy(self, state: _State) -> Policy:
@@ -327,89 +329,3 @@ class NashETC:
         """The first round after exploration, at least 1."""
         fraction = setting.rounds ** (-1 / 3) if self.first_stage is None else self.first_stage
         return max(1, math.ceil(fraction * setting.rounds - 1e-9))
-
-
-@dataclass
-class _TableState:
-    setting: Setting
-    model: TabularPreferences
-    main: Policy
-    first: Policy
-    second: Policy
-    radius: float
-
-
-@dataclass(frozen=True)
-class OptimisticMatrixGame:
-    """Optimism in a game whose table of win probabilities is learnt, without features.
-
-    P_hat = smoothed frequencies, upper table U = min(1, P_hat + radius / (2 sqrt(n_ab + smoothing))) off the diagonal.
-
-        sampling "best_response": b ~ pi = pi*_{P_hat}, a ~ softmax(log pi_ref + U pi / kl_coef), the optimistic best
-            response. Source: OMG, 2510.13060: regret the lesser of O~(sqrt T) and O((log T)^2 / kl_coef)-type.
-        sampling "ucb": both actions from the first player's equilibrium strategy of the game with table U (O'Donoghue,
-            Lattimore, Osband 2021, Matrix games with bandit feedback; there without KL, and for two different players).
-
-    Output: pi*_{P_hat}. radius: in standard deviations of a fair coin; 0 is greedy self-play on a table; "tuned" 1;
-    "theory" sqrt(2 log(2 M / .05)), M = X A (A - 1) / 2 times the duels to come (Hoeffding, union bound).
-    Deviations: the papers' two different players become the two sides of one symmetric game, so one duel a round serves
-    both; `smoothing` pseudo-duels per pair, half of them won. Complexity O(X A^3) per step of the solver (2 A in
-    "ucb"), X A^2 memory. Raises ValueError in a world of fresh contexts.
-    """
-
-    sampling: Literal["best_response", "ucb"] = "best_response"
-    radius: Radius = "tuned"
-    smoothing: float = 1.0
-    refit_growth: float = 0.01
-
-    feedbacks: ClassVar[tuple[Feedback, ...]] = ("preference",)
-    needs_features: ClassVar[bool] = False
-    offline: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check(self, positive=("smoothing",))
-
-    @property
-    def consistent(self) -> bool:
-        return False  # for the Nash policy: under Bradley-Terry labels it is not the optimum of the reward
-
-    def init(self, setting: Setting) -> _TableState:
-        pool = finite_pool(setting, "optimistic_matrix_game")
-        model = TabularPreferences(setting, smoothing=self.smoothing, refit_growth=self.refit_growth)
-        radius = self.radius
-        if isinstance(radius, str):
-            pairs = max(1, pool.shape[1] * setting.n_actions * (setting.n_actions - 1) // 2)
-            events = pairs * setting.rounds * setting.batch_size
-            radius = 1.0 if radius == "tuned" else math.sqrt(2 * math.log(2 * events / 0.05))
-        state = _TableState(setting, model, Reference(), Reference(), Reference(), float(radius))
-        self._plan(state)
-        return state
-
-    def select(self, state: _TableState, contexts: Contexts, draws: Round) -> Tensor:
-        return _play(state.first, state.second, contexts, draws)
-
-    def update(
-        self, state: _TableState, contexts: Contexts, actions: Tensor, feedback: Tensor, draws: Round
-    ) -> tuple[_TableState, Info]:
-        del draws
-        if state.model.observe(contexts, actions, feedback):
-            self._plan(state)
-        return state, Info(radius=state.radius)
-
-    def policy(self, state: _TableState) -> Policy:
-        return state.main
-
-    def _plan(self, state: _TableState) -> None:
-        pool, kl_coef, model = _pool(state.setting), state.setting.kl_coef, state.model
-        table, ref = model.table(), pool.ref_log_probs
-        upper = (table + state.radius * model.widths()).clamp_max(1.0)
-        state.main = _equilibrium(table, pool, kl_coef)
-        if self.sampling == "best_response":
-            pi = state.main.table.exp()
-            optimistic = gibbs((upper @ pi[..., None]).squeeze(-1), ref, kl_coef)
-            state.first, state.second = Tabular(optimistic), state.main
-            return
-        saddle = solve_zero_sum(upper, ref, ref, kl_coef)
-        if not bool(saddle.converged.all()):
-            raise RuntimeError(f"optimistic_matrix_game: {int((~saddle.converged).sum())} games did not converge")
-        state.first = state.second = Tabular(saddle.first)

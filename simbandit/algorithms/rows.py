@@ -43,12 +43,13 @@ xpo: XPO (2405.21046), Algorithm 1: pairs of pi_t and the reference, DPO + alpha
     V_max e^(2 R_max) sqrt(C_cov log|Pi| / T), C_cov the coverability of the class, where pi* is in the class and
     kl_coef |log-ratio| <= V_max; "output" best by validation is theirs, the last policy is the default here.
 vpo: VPO online (2405.19320): DPO on pairs of pi_t + alpha kl_coef E log pi/pi_ref, *one* expectation however many
-    duels, over the reference (the paper leaves the calibration policy to the user), by one draw a duel; alpha 1.
+    duels, over the reference (the paper leaves the calibration policy to the user); alpha 1. calibration="reference"
+    estimates it by one draw a duel, which a policy that cannot list its actions needs.
     The paper's bandit takes 20 AdamW steps a round: descent=Descent(20, .01, .01).
 selm: SELM (2405.19332): DPO on fresh pairs of pi_t + alpha kl_coef log pi/pi_ref of the greedy response, and the
     reference moves to pi_t. Deviation: both responses are drawn, where the paper ranks three by a reward model.
-copo: COPO (2501.12735): DPO on pairs of pi_t, and the policy's expected N(x, a)^-1/2 is raised (alpha), by draws of the
-    reference. Deviation: exact counts, all data and a fixed reference, where the code moves it every iteration.
+copo: COPO (2501.12735): DPO on pairs of pi_t, and the policy's expected N(x, a)^-1/2 is raised (alpha), in
+    expectation over the reference. Deviation: exact counts, all data and a fixed reference, which their code moves.
 se_popo: SE-POPO (2502.00666): pi_t against a sampler that moves to pi_t every 8 rounds; optimism about the probability
     of being preferred to the sampler's draw. Deviation: all data and a fixed reference.
 sail_dp: SAIL-DP (2406.15567): logged pairs, a share of them labelled by the policy itself: 200 gradient steps.
@@ -105,7 +106,7 @@ ALIGNMENT: dict[str, Direct] = {
     "ipo": Direct(loss="ipo", data="offline", value_range="unbounded"),
     "slic": _offline("hinge", rounding=1e-3),
     "rpo": _offline("rpo", sft_weight=0.005),
-    "chi_po": _offline("chi_po", clip=4.0),
+    "chi_po": _offline("chi_po", clip=4.0, rounding=0.05),
     "simpo": _offline("simpo", margin=0.0),
     "vpo_offline": Direct(
         data="offline",
@@ -129,7 +130,9 @@ ALIGNMENT: dict[str, Direct] = {
     "online_dpo": Direct(),
     "iterative_dpo": Direct(data="fresh", reference=Moving()),
     "xpo": Direct(players=("current", "reference"), bonus="optimism", bonus_parameters=_alpha(0.01)),
-    "vpo": Direct(bonus="value_optimism", bonus_parameters=_alpha(1.0), calibration="reference", weighting="mean"),
+    "vpo": Direct(
+        bonus="value_optimism", bonus_parameters=_alpha(1.0), calibration=Expected("reference"), weighting="mean"
+    ),
     "selm": Direct(
         data="fresh",
         reference=Moving(),
@@ -137,7 +140,9 @@ ALIGNMENT: dict[str, Direct] = {
         bonus_parameters=_alpha(0.01),
         calibration="argmax",
     ),
-    "copo": Direct(bonus="count_optimism", bonus_parameters=_alpha(0.1), calibration="reference", weighting="rarity"),
+    "copo": Direct(
+        bonus="count_optimism", bonus_parameters=_alpha(0.1), calibration=Expected("reference"), weighting="rarity"
+    ),
     "se_popo": Direct(players=("current", Held(8)), bonus="preference_optimism", bonus_parameters=_alpha(0.1)),
     "sail_dp": Direct(
         loss="sail_dp", loss_parameters=(("coef", 0.2), ("mixture", 0.4)), data="offline", passes=200, descent=_STEP

@@ -203,6 +203,7 @@ def hypo(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, kl_weight: f
     reference's clipped gap of the same name. Population minimiser, tables: DPO's problem plus a KL ball's multiplier,
     no closed form; without the KL a response that no pair covers is left where it was.
     """
+    non_negative(kl_weight=kl_weight)
     return dpo(log_probs, label, kl_coef) + kl_penalty(draw(log_probs), label, kl_coef, weight=kl_weight)
 
 

@@ -1,7 +1,7 @@
 """Links other than the logarithm: the loss is DPO's of kl_coef (f'(pi/pi_ref)(winner) - f'(pi/pi_ref)(loser)).
 
 Such a loss is the maximum-likelihood fit of a Bradley-Terry reward over the policies that are optimal for it under the
-penalty kl_coef E_ref f(pi/pi_ref) (2309.16240, Theorem 1; 2407.13399, section 3), so where the labels are Bradley-Terry
+penalty kl_coef E_ref f(pi/pi_ref) (2309.16240, 2407.13399), so where the labels are Bradley-Terry
 with rewards r the population minimiser is that penalty's optimum, kl_coef f'(pi/pi_ref) = r - c, with c from the
 normalisation. Reverse KL, f' = log, is `dpo`. Unlike DPO's, these losses notice the normaliser: the differences of f'
 are no differences of logits. z = log pi/pi_ref; exponentials beyond e^60 are continued by their tangents.
@@ -9,10 +9,12 @@ are no differences of logits. z = log pi/pi_ref; exponentials beyond e^60 are co
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from simbandit.losses.forms import cross_entropy, exp, gap, positive
+from simbandit.losses.forms import cross_entropy, exp, gap, non_negative, positive, rounded_relu
 from simbandit.objective import PairLogProbs
 
 
@@ -37,14 +39,21 @@ def f_dpo_alpha(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, alpha
     return cross_entropy(-kl_coef / alpha * gap(exp(alpha * (log_probs.ref - log_probs.now))), label)
 
 
-def chi_po(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, clip: float) -> Tensor:
+def chi_po(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, clip: float, rounding: float = 0.0) -> Tensor:
     """Chi-squared preference optimisation: f'(t) = t + log t, and the margin clipped to [-clip, clip].
 
-    Source: Huang et al. 2024 (2407.13399), Algorithm 1; clip is their 2 R_max, the width of the reward range twice (inf
+    Source: Huang et al. 2024 (2407.13399); clip is their 2 R_max, the width of the reward range twice (inf
     for none). The penalty is kl_coef (chi^2/2 + KL), chi^2/2 = E_ref (pi/pi_ref - 1)^2 / 2. Population minimiser where
     |r - r'| < clip: pi = pi_ref W0(exp((r - c) / kl_coef)), W0 Lambert's function: density ratios grow linearly in
-    r / kl_coef, not exponentially. The clip stops the gradient of a pair beyond it, so the loss has plateaus.
+    r / kl_coef, not exponentially. The clip stops the gradient of a pair beyond it, so the loss has plateaus; its two
+    corners are parabolas over +-rounding, which Newton needs.
     """
     positive(clip=clip)
+    non_negative(rounding=rounding)
     z = log_probs.now - log_probs.ref
-    return cross_entropy((kl_coef * gap(z + exp(z))).clamp(-clip, clip), label)
+    m = kl_coef * gap(z + exp(z))
+    if math.isinf(clip):
+        return cross_entropy(m, label)
+    m = m.clamp(-clip - rounding, clip + rounding)  # huge margins would cancel below
+    clipped = rounded_relu(m + clip, rounding) - rounded_relu(m - clip, rounding) - clip
+    return cross_entropy(clipped, label)

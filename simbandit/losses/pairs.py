@@ -55,7 +55,7 @@ def rdpo(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, label_smooth
     """Robust DPO: the unbiased estimate of DPO's loss from labels flipped with probability eps = label_smoothing.
 
     [(1 - eps) l(u) - eps l(-u)] / (1 - 2 eps), l = DPO's loss of the winner's u. Source: Ray Chowdhury et al. 2024
-    (2403.00409), eq. 12; TRL `robust`. Population minimiser: u = logit((p - eps) / (1 - 2 eps)) / kl_coef for p in
+    (2403.00409); TRL `robust`. Population minimiser: u = logit((p - eps) / (1 - 2 eps)) / kl_coef for p in
     (eps, 1 - eps). Outside, in particular for every pair seen once, the loss falls without bound as u grows (its slope
     tends to -eps kl_coef / (1 - 2 eps)) and a fit needs its bound. Convex in u, as DPO's loss with any label is.
     """
@@ -64,7 +64,8 @@ def rdpo(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, label_smooth
 
 
 def hinge(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, rounding: float = 0.0) -> Tensor:
-    """max(0, 1 - kl_coef u) for the winner's u; its kink a parabola over |1 - kl_coef u| <= rounding, which Newton needs.
+    """max(0, 1 - kl_coef u) for the winner's u; its kink a parabola over |1 - kl_coef u| <= rounding, which Newton
+    needs.
 
     Source: the hinge-norm loss of RSO (2309.06657), whose gamma is `kl_coef`; TRL `hinge`; `slic` is the loss that it
     normalises. Population minimiser: u = sign(p - 1/2) / kl_coef, whatever the size of p; not unique at p = 1/2.
@@ -102,8 +103,8 @@ def discopop(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, temperat
     """DiscoPOP's log-ratio modulated loss: (1 - s) (-log sigma(v)) + s exp(-v), v = kl_coef u of the winner,
     s = sigma(v / temperature), temperature in (0, 1] (above 1 it falls back from infinity as v -> -inf).
 
-    Source: Lu et al. 2024 (2406.08414), eq. 5, found by search; TRL `discopop`, temperature .05. No closed-form
-    minimiser; the loss is not convex, and dips at v slightly below 0.
+    Source: Lu et al. 2024 (2406.08414), eq. 5, found by a language model; TRL `discopop`, temperature .05. No
+    closed-form minimiser; the loss is not convex, and dips at v slightly below 0.
     """
     if not 0 < temperature <= 1:
         raise ValueError(f"temperature: must lie in (0, 1], got {temperature}")
@@ -117,9 +118,10 @@ def discopop(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, temperat
 def gpo_exponential(log_probs: PairLogProbs, label: Tensor, kl_coef: float) -> Tensor:
     """exp(-kl_coef u) for the winner's u.
 
-    Source: generalised preference optimisation (Tang et al. 2024, 2402.05749), the loss f(kl_coef u) for convex f with
-    f'(0) < 0; logistic f is `dpo`, hinge `hinge`, squared (1 - m)^2 is `ipo` at half the kl_coef. Population minimiser:
-    u = logit(p) / (2 kl_coef). Beyond e^60 continued by its tangent.
+    Source: generalised preference optimisation (Tang et al. 2024, 2402.05749), the loss f(kl_coef u) for a convex f, of
+    which only DPO, IPO and SLiC could be read there; this f and the next two are the standard surrogates of
+    classification. Logistic f is `dpo`, hinge `hinge`, squared (1 - m)^2 is `ipo` at half the kl_coef. Population
+    minimiser: u = logit(p) / (2 kl_coef). Beyond e^60 continued by its tangent.
     """
     return by_winner(lambda m: exp(-m), kl_coef * log_ratio_gap(log_probs), label)
 
@@ -151,7 +153,7 @@ def offset_dpo(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, margin
 def simpo(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, margin: float | Tensor) -> Tensor:
     """-log sigma(kl_coef (log pi(winner) - log pi(loser)) - margin): no reference.
 
-    Source: Meng et al. 2024 (2405.14734), eq. 6: their beta is `kl_coef`, their gamma `margin` (values beta 2.5, gamma
+    Source: Meng et al. 2024 (2405.14734): their beta is `kl_coef`, their gamma `margin` (values beta 2.5, gamma
     1.375), and each log pi is divided by its response's length: pass length-averaged log-probs for that; TRL's CPO
     trainer does. Population minimiser: pi(first)/pi(second) = x^(1 / kl_coef), x as in `offset_dpo`: it ignores the
     reference, and so what the data do not cover, and collapses where p is 0 or 1.
@@ -179,7 +181,7 @@ def orpo(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, odds_weight:
 def rpo(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, sft_weight: float) -> Tensor:
     """Regularised preference optimisation: DPO - sft_weight log pi(winner).
 
-    Source: Liu et al. 2024 (2405.16436), Algorithm 2 with the chosen response as baseline (values: weight .005,
+    Source: Liu et al. 2024 (2405.16436) with the chosen response as baseline (values: weight .005,
     beta .01). The same as `vpo_offline` with the winner as calibration draw and alpha = sft_weight / kl_coef, up to a
     constant. Population minimiser over all policies: no closed form; one pair (two arms): the root of
     kl_coef (sigma(kl_coef u) - p) = sft_weight (p - pi(first)).
