@@ -129,7 +129,7 @@ def response_states(
             else:
                 bar.update(len(now))
 
-    with bar, _mode(inner, run):
+    with bar, evaluating(inner, run):
         if inner.config.is_encoder_decoder or _sharing(inner, pairs, run):
             for group in buckets([len(p) for p in pairs.prompts], run.token_budget):
                 _grouped(inner, pairs, group, length, reduce, run, reading, attempt)
@@ -164,7 +164,7 @@ def _joint(inner: Any, pairs: Pairs, length: list[int], reduce: Any, reading: bo
     def forward(batch: list[int]) -> Any:
         prompts = [pairs.prompts[pairs.prompt_of[i]] for i in batch]
         rows = [p + _fed(pairs.responses[i], reading) for p, i in zip(prompts, batch, strict=True)]
-        states = inner.base_model(input_ids=_padded(rows, inner), use_cache=False).last_hidden_state
+        states = inner.base_model(input_ids=padded(rows, inner), use_cache=False).last_hidden_state
         start = torch.tensor([len(p) - 1 for p in prompts], device=states.device)
         return reduce(_flat(states, start, [length[i] for i in batch], reading), batch)
 
@@ -214,32 +214,50 @@ def _grouped(
         attempt(batch, forward, weight.__getitem__)
 
 
-def _prefixed(inner: Any, prompts: list[tuple[int, ...]]) -> Callable[[Tensor, list[Any]], Tensor]:
-    """Keys and values of all prompt tokens but the last."""
+class Prefix(NamedTuple):
+    """Keys and values (P, heads, longest, size) of every layer over P prompts without their last tokens; lengths
+    (P,)."""
+
+    layers: list[tuple[Tensor, Tensor]]
+    lengths: Tensor
+    longest: int
+
+    def cache(self, rows: Tensor) -> DynamicCache:
+        """For a batch in which each row continues one of the prompts."""
+        cache = DynamicCache()
+        for i, (keys, values) in enumerate(self.layers):
+            cache.update(keys[rows], values[rows], i)
+        return cache
+
+    def mask(self, rows: Tensor, further: int) -> Tensor:
+        """Which slots hold a token, (B, longest + further)."""
+        seen = torch.arange(self.longest, device=rows.device) < self.lengths[rows, None]
+        return torch.cat([seen, seen.new_ones(len(rows), further)], dim=1).long()
+
+
+def prefix_of(inner: Any, prompts: Sequence[Sequence[int]]) -> Prefix:
+    """Runs the body over all prompt tokens but the last."""
     prefixes = [p[:-1] for p in prompts]
-    longest, device = max(map(len, prefixes)), device_of(inner)
-    lengths = torch.tensor([len(p) for p in prefixes], device=device)
-    cache = DynamicCache()
+    longest, cache = max(map(len, prefixes)), DynamicCache()
     if longest:
-        inner.base_model(input_ids=_padded(prefixes, inner), past_key_values=cache, use_cache=True)
+        inner.base_model(input_ids=padded(prefixes, inner), past_key_values=cache, use_cache=True)
     layers: list[Any] = cache.layers
-    held = [(layer.keys, layer.values) for layer in layers]
+    lengths = torch.tensor([len(p) for p in prefixes], device=device_of(inner))
+    return Prefix([(layer.keys, layer.values) for layer in layers], lengths, longest)
+
+
+def _prefixed(inner: Any, prompts: list[tuple[int, ...]]) -> Callable[[Tensor, list[Any]], Tensor]:
+    prefix = prefix_of(inner, prompts)
 
     def decode(of: Tensor, rows: list[Any]) -> Tensor:
-        ids = _padded([p[-1:] + r for p, r in rows], inner)
-        steps = torch.arange(ids.shape[1], device=device)
-        if not held:
+        ids = padded([p[-1:] + r for p, r in rows], inner)
+        if not prefix.longest:
             return inner.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        past = DynamicCache()
-        for i, (keys, values) in enumerate(held):
-            past.update(keys[of], values[of], i)
-        seen = torch.arange(longest, device=device) < lengths[of, None]
-        mask = torch.cat([seen, torch.ones_like(ids, dtype=torch.bool)], dim=1)
         return inner.base_model(
             input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=lengths[of, None] + steps,
-            past_key_values=past,
+            attention_mask=prefix.mask(of, ids.shape[1]),
+            position_ids=prefix.lengths[of, None] + torch.arange(ids.shape[1], device=ids.device),
+            past_key_values=prefix.cache(of),
             use_cache=True,
         ).last_hidden_state
 
@@ -248,7 +266,7 @@ def _prefixed(inner: Any, prompts: list[tuple[int, ...]]) -> Callable[[Tensor, l
 
 def _encoded(inner: Any, prompts: list[tuple[int, ...]]) -> Callable[[Tensor, list[Any]], Tensor]:
     """Encoder states of whole prompts; responses start from the decoder's start token."""
-    ids = _padded(prompts, inner)
+    ids = padded(prompts, inner)
     lengths = torch.tensor([len(p) for p in prompts], device=ids.device)
     mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
     states = inner.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -258,7 +276,7 @@ def _encoded(inner: Any, prompts: list[tuple[int, ...]]) -> Callable[[Tensor, li
 
     def decode(of: Tensor, rows: list[Any]) -> Tensor:
         return inner.get_decoder()(
-            input_ids=_padded([(start, *r) for _, r in rows], inner),
+            input_ids=padded([(start, *r) for _, r in rows], inner),
             encoder_hidden_states=states[of],
             encoder_attention_mask=mask[of],
             use_cache=False,
@@ -267,15 +285,18 @@ def _encoded(inner: Any, prompts: list[tuple[int, ...]]) -> Callable[[Tensor, li
     return decode
 
 
-def _sharing(inner: Any, pairs: Pairs, run: Run) -> bool:
-    """Whether prompts are encoded by themselves. Sliding windows count slots, and padding between prompt and response
-    would shift them; recomputed activations (gradient checkpointing) and caches exclude each other."""
+def slides(inner: Any) -> bool:
+    """Whether some layer looks at a window only. Windows count slots, so padding within a row would shift them."""
     config = inner.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    slides = kinds != {"full_attention"} or (
+    return kinds != {"full_attention"} or (
         getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
     )
-    possible = not slides and not (run.gradients and _recomputes(inner))
+
+
+def _sharing(inner: Any, pairs: Pairs, run: Run) -> bool:
+    """Whether prompts are encoded by themselves; recomputed activations and caches exclude each other."""
+    possible = not slides(inner) and not (run.gradients and _recomputes(inner))
     if run.layout == "shared" and not possible:
         raise ValueError("layout: 'shared' needs full attention and no gradient checkpointing; use 'joint' or 'auto'")
     return run.layout == "shared" or (
@@ -295,7 +316,7 @@ def _fed(response: tuple[int, ...], reading: bool) -> tuple[int, ...]:
     return response if reading else response[:-1]
 
 
-def _padded(rows: Sequence[Sequence[int]], inner: Any) -> Tensor:
+def padded(rows: Sequence[Sequence[int]], inner: Any) -> Tensor:
     """(B, longest), padded on the right with an id that no causal or masked position looks at. The config's pad id may
     lie beyond the vocabulary, and its presence makes transformers warn: any other id serves."""
     filler = 1 if inner.config.get_text_config().pad_token_id == 0 and vocabulary_of(inner) > 1 else 0
@@ -317,7 +338,7 @@ def _recomputes(inner: Any) -> bool:
 
 
 @contextmanager
-def _mode(inner: Any, run: Run):
+def evaluating(inner: Any, run: Run):
     """Without dropout; with gradients only if asked for."""
     was_training = inner.training
     if not (run.gradients and _recomputes(inner)):
@@ -356,7 +377,7 @@ def head_of(model: Any) -> Callable[[Tensor], Tensor]:
 
     if inner not in _checked:
         ids = torch.tensor([[0, vocabulary_of(inner) - 1]], device=device_of(inner))
-        with torch.no_grad(), _mode(inner, Run()):
+        with torch.no_grad(), evaluating(inner, Run()):
             if config.is_encoder_decoder:
                 read = inner.get_encoder()(input_ids=ids).last_hidden_state
                 body = inner.get_decoder()(input_ids=ids, encoder_hidden_states=read, use_cache=False)

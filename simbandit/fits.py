@@ -90,7 +90,7 @@ def fit_tabular(table: Tensor, objective: DuelObjective) -> tuple[Tensor, FitInf
     best = _lowest(solution.value.view(S, R * C))
     h = (solution.argmin + last).view(S, R, C, A).gather(0, best.view(1, R, C, 1).expand(-1, -1, -1, A))[0]
     value, residual = (x.view(S, -1).gather(0, best[None]).view(R, C) for x in (solution.value, solution.residual))
-    iterations = solution.iterations.view(S, R, C).amax((0, 2))
+    iterations = solution.iterations.view(S, R, C).amax(0).mean(-1)
     info = FitInfo(residual.norm(dim=-1), (residual <= tolerance.view(R, C)).all(-1), iterations, value.sum(-1))
     return torch.log_softmax(ref + h, dim=-1), info
 

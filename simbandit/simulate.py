@@ -240,6 +240,7 @@ class _Run:
             raise ValueError("offline: logged data hold actions, and FullInformation answers policies")
         state = algorithm.init(self.setting)
         chosen = _Output(output, self)
+        ask = getattr(algorithm, "ask", None)  # active methods choose the contexts of their questions
         if algorithm.offline:
             self._record(0, True, algorithm.policy(state), None, None)
             offline = Logged(Reference(), self.rounds * self.batch_size) if offline is None else offline
@@ -250,6 +251,8 @@ class _Run:
         for t in range(0 if algorithm.offline else self.rounds):
             now = self.draws.at(t)
             contexts = instance.evaluation if self.exact else instance.contexts(now, self.batch_size)
+            if ask is not None:
+                contexts = ask(state, contexts, now)
             actions = algorithm.select(state, contexts, now)
             feedback = oracle.respond(contexts, actions, now)
             policy = algorithm.policy(state)

@@ -15,6 +15,11 @@ kl_coef, constant in n. "DPO, small kl_coef" is DPO at the pessimists' .02.
 
 What differs: the instance depends on n, as a lower bound's does; the error's worst case over instances, which is what
 sqrt(C / n) speaks of, is not searched for, so exponents are one-sided.
+
+Found: DPO at .02 and IPO lose about .3 at every n: a rare arm that won its two duels takes all mass. DPO with a tuned
+kl_coef (.1) does fall, and grows faster in C than the pessimists; all four beat both. RPO, VPO and chi-PO hold in n
+(RPO at C = 2 undecided, -.62) and hardly notice C. SPAC fails in C: ten passes of step 1 tilt the reference by at most
+e^10, so the common arm keeps mass of order C e^-5 whatever n is; at C = 8 its exponent in n is -.50, undecided.
 """
 
 from __future__ import annotations
@@ -183,7 +188,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     plotting.curves(left, frame, METRIC, "method", x="n", where={"coverage": middle}, **shared)
     n = np.array(sorted(set(frame["n"])), dtype=float)
     left.plot(n, np.sqrt(middle / n), color="0.6", linewidth=0.8)
-    left.text(n[0] * 1.1, 1.1 * np.sqrt(middle / n[0]), r"$\sqrt{C/n}$", color="0.4", va="bottom", fontsize=7)
+    left.text(n[-1], 1.15 * np.sqrt(middle / n[-1]), r"$\sqrt{C/n}$", color="0.4", ha="right", fontsize=7)
     left.set_xlabel("n, logged duels")
     left.set_title(f"(a) C = {middle}")
     plotting.curves(right, frame, METRIC, "method", x="coverage", where={"n": most}, **shared)
@@ -195,7 +200,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     right.set_ylabel("")
     right.set_title(f"(b) n = {most}")
     for ax in (left, right):
-        ax.set_ylim(bottom=1e-4)
+        ax.set_ylim(bottom=5e-4)
     left.set_ylabel("regret of the policy [reward]\n(lower is better)")
     plotting.legend_above(figure, left)
     return figure

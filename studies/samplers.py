@@ -11,14 +11,21 @@ delta = max |r - r' - (h - h')|, rewards within [0, 1]: after T steps delta <= .
 Grid. "theory": that step, A = 5, 20, 100, rewards U[0, 1] stretched to hold 0 and 1, 7 steps, kl_coef .1, 1 and 3.
 "repository": the authors' bandit/examples/tabular.py (read): A = 20, kl_coef 3, r ~ N(0, 1), weights divided by their
 sum Z, SGD of rate 10, 100 updates, and "cancelling": Mix-R with the rate Z / (2 kl_coef^2 A) that cancels (derived).
-"noisy": rate .05, 8,192 pairs per update with Bradley-Terry labels, 1,000 updates; Mix-P* caps the weights at those of
+"noisy": rate .05, 8,192 pairs per update with Bradley-Terry labels, 3,000 updates; Mix-P* caps the weights at those of
 the largest reward gap. `parameter difference` is theirs, (1/A^2) sum |v(y) - v(y')|, v = r - kl_coef log pi.
 "row": `online_dpo` of the registry with uniform pairs and one SGD step a round, under exact answers, is DPO-Unif.
 
-What differs: 200 draws of the rewards where the authors show one seed; 1,000 noisy updates of their 3,000, which is
-when the floor is reached. The other samplers are mixtures of two laws of *pairs*, which players that draw
-independently cannot express; they are functions here. "Own earlier runs": one draw of the rewards for the first table
-and for the noisy numbers, medians of 200 for the repository's.
+Found. The theorems' bounds hold at every draw and size, with room: Unif loses a factor of 8.6 a step, the mixtures square
+their error. The repository's numbers are met in the median, but its rate of 10 is not the cancelling step: Unif there
+is near the edge of stability (where rewards lie close, one step multiplies the error by 1 - 2 rate kl_coef^2 / (4 A) =
+-1.25), and 23 of 200 draws are still above 1e-3 after 100 updates, most of them oscillating for good, where earlier
+runs counted 8. With the cancelling rate Mix-R needs a third of the updates. With sampled pairs all three end at one
+floor; Mix-R is there by 1,000 updates, Unif not before 3,000 in the mean over draws. The one-draw table of earlier runs
+is off by a factor of 2 to 3 where errors are tiny: its draw was a slow one.
+
+What differs: 200 draws of the rewards (50 with noise) where the authors show one seed. The mixtures are laws of *pairs*,
+which players that draw independently cannot express; they are functions here. "Own earlier runs": one draw of the
+rewards for the first table and the noisy numbers, medians of 200 for the repository's.
 """
 
 from __future__ import annotations
@@ -183,7 +190,7 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Task]:
         Task({"part": "repository", "scheme": s}, repository, {"scheme": s}, many, seed)
         for s in (*SCHEMES, "cancelling")
     ]
-    updates = 100 if settings.smoke else 1000
+    updates = 100 if settings.smoke else 3000
     grid += [Task({"part": "noisy", "scheme": s}, noisy, {"scheme": s, "updates": updates}, few, seed) for s in NOISY]
     return [*grid, Task({"part": "row", "scheme": "Unif"}, row, {}, few, seed)]
 
@@ -287,6 +294,15 @@ claims = (
         )
         for s in NOISY
     ),
+    Ordering(
+        "noisy: a common floor, Unif's after 3,000 updates within a quarter of Mix-R's",
+        NOTES,
+        "parameter difference",
+        {"scheme": "Unif"},
+        {"scheme": "Mix-R"},
+        {"part": "noisy"},
+        factor=0.8,
+    ),
     *(
         Ordering(
             f"noisy, after 300 updates: {a} ahead of {b}",
@@ -324,7 +340,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     sets = (chosen, {**chosen, "cancelling": looks["cancelling"]}, {s: looks[s] for s in NOISY})
     for ax, metric, where, lines in zip(axes[0], shown, wheres, sets, strict=True):
         medians(ax, frame, metric, where, lines)
-    titles = ("(a) the theory's step", "(b) the repository's, exact", "(c) the repository's, 8,192 pairs")
+    titles = ("(a) the theory's step", "(b) the repository, exact", "(c) the repository, noisy")
     for ax, title, name in zip(
         axes[0], titles, ("largest error of a reward gap", *["parameter difference"] * 2), strict=True
     ):

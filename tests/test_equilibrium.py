@@ -162,7 +162,7 @@ def test_unconverged_is_said() -> None:
     P, ref = games(np.random.default_rng(13), 4, 9)
     solved = solve(P, ref, 1e-3, max_iterations=1)
     assert not bool(solved.converged.all())
-    assert bool((solved.duality_gap[~solved.converged] > 1e-20).all())
+    assert float(solved.duality_gap[~solved.converged].max()) > 1e-8
 
 
 @pytest.mark.parametrize(

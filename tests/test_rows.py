@@ -346,6 +346,19 @@ def test_parts_refuse_values_that_mean_nothing():
             make()
 
 
+def test_an_unbounded_fit_that_runs_away_names_the_pair():
+    """In context 2 action 3 beats action 1 every time."""
+    frame = pd.DataFrame({"context": [0, 0, 2, 2], "first": [0, 0, 3, 3], "second": [1, 1, 1, 1]})
+    frame["preferred"] = [1.0, 0.0, 1.0, 1.0]
+    for loss, parameters in (("dpo", {}), ("offset_dpo", {"margin": 0.1})):
+        row = algorithms.create("dpo", loss=loss, value_range="unbounded", **parameters)
+        with pytest.raises(ValueError, match="value_range: .* in context 2 one of actions 1 and 3 always wins"):
+            run(row, offline=frame)
+    assert run(algorithms.create("ipo"), offline=frame).final().shape == (R,)  # its minimiser is finite
+    frame["preferred"] = [0.5, 0.5, 0.9, 0.9]
+    assert run(algorithms.create("dpo", value_range="unbounded"), offline=frame).final().shape == (R,)
+
+
 def test_a_count_bonus_needs_contexts_that_can_be_counted():
     fresh = worlds.LinearWorld(None, A, D, n_evaluation=11)
     with pytest.raises(ValueError, match="weighting: 'rarity' counts actions and needs a finite world"):

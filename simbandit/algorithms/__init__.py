@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from typing import Any
 
+from simbandit.algorithms.active import Active, DOptimal
 from simbandit.algorithms.bandits import EpsilonGreedy, ExploreThenCommit, LinTS, LinUCB
 from simbandit.algorithms.direct import Direct, loss_parameters
 from simbandit.algorithms.dueling import CoLSTIM, PairUCB
@@ -33,6 +34,7 @@ from simbandit.algorithms.nash import OELHF, NashETC, NashGreedy
 from simbandit.algorithms.offline import KLPCB, RSO, GSHFOffline, PessimisticMLE
 from simbandit.algorithms.online import KLUCB, Greedy, TwoStage, Uniform
 from simbandit.algorithms.pelhf import PELHF
+from simbandit.algorithms.queries import ADPO, APPO
 from simbandit.algorithms.rows import ALIGNMENT, GAMES
 from simbandit.algorithms.selfplay import CountWinner, Exp3, PreferenceMatching
 from simbandit.types import Algorithm
@@ -88,6 +90,13 @@ REGISTRY: dict[str, Algorithm] = {
     "fgts": FGTS(),
     "rucb": RUCB(),
     "double_thompson": DoubleThompson(),
+    "apo": Active(),
+    "uncertainty": Active(rule="uncertainty"),
+    "bald": Active(rule="bald"),
+    "coreset": Active(rule="coreset"),
+    "d_optimal": DOptimal(),
+    "appo": APPO(),
+    "adpo": ADPO(),
 }
 
 

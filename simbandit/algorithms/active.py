@@ -31,7 +31,9 @@ REPEATED = 1e6  # a pair already in this batch comes after every other
 @dataclass
 class _State:
     duels: DuelState
-    near: Tensor | None = None  # coreset: distance (R, X, A, A) of every difference to the nearest one asked, 0 included
+    near: Tensor | None = (
+        None  # coreset: distance (R, X, A, A) of every difference to the nearest one asked, 0 included
+    )
     planned: Tensor | None = None  # (R, B, 2): the pairs that go with the contexts just asked for
 
 
@@ -155,7 +157,13 @@ class Active:
         return scores.masked_fill(same, -2 * REPEATED)
 
     def _take(
-        self, state: _State, contexts: Contexts, pair: Tensor, pool: Contexts | None, inverse: Tensor, near: Tensor | None
+        self,
+        state: _State,
+        contexts: Contexts,
+        pair: Tensor,
+        pool: Contexts | None,
+        inverse: Tensor,
+        near: Tensor | None,
     ) -> None:
         """The chosen pair (R, 1, 2) enters the batch's own copy of the design."""
         phi = contexts.features_of(pair)[:, 0]

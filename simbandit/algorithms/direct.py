@@ -25,6 +25,8 @@ Data = Literal["all", "fresh", "offline"]
 Anchor = Literal["reference", "mirror", "last"]
 Labels = Literal["duel", "win_rate", "own"]
 Weighting = Literal["sum", "mean", "rarity"]
+CERTAINTY = 10.0
+"""Implied log-odds beyond which an unbounded fit has run away: tolerance and proximal term alone stop it, near 12."""
 Parameters = tuple[tuple[str, float], ...]
 
 
@@ -239,6 +241,7 @@ class Direct:
             state.policy = state.kept
             state.kept, fit = state.kept.fit(self._objective(state, draws.t))
             iterations = iterations + fit.iterations
+        self._finite(state)
         state.policy, residual = state.kept, fit.residual
         if self.optimistic:
             state.policy, ahead = state.kept.fit(self._objective(state, draws.t))
@@ -249,6 +252,23 @@ class Direct:
 
     def policy(self, state: _State) -> Policy:
         return state.policy
+
+    def _finite(self, state: _State) -> None:
+        """Refuses a fit that only the tolerance stopped: a response that always won, and no bound."""
+        if self.value_range != "unbounded" or self.descent is not None or self.loss not in losses.CERTAIN:
+            return
+        contexts, entries = state.record.entries()
+        duels = entries["duels"]
+        spoken = Contexts(index=duels.row, pool=contexts)
+        ratio = state.kept.log_probs(spoken, duels.actions) - state.reference.log_probs(spoken, duels.actions)
+        margin = state.setting.kl_coef * (ratio[..., 0] - ratio[..., 1]).abs() * (duels.weight > 0)
+        if margin.max() > CERTAINTY:
+            r, u = divmod(int(margin.argmax()), margin.shape[1])
+            x, (a, b) = int(duels.row[r, u]), duels.actions[r, u].tolist()
+            raise ValueError(
+                f"value_range: {self.loss} has no finite minimiser on these duels: in context {x} one of actions {a} "
+                f"and {b} always wins ({r}th replicate of its chunk); give a bound instead of 'unbounded'"
+            )
 
     def _cast(self, state: _State) -> Cast:
         return Cast(state.policy, state.previous, state.setting.policy, state.held)

@@ -78,7 +78,7 @@ def hessian_inverse(model: RewardModel, ridge: float) -> Tensor:
 
 
 def duel_radius(radius: DuelRadius, state: DuelState, ridge: float, matrix: Matrix) -> float:
-    """"tuned": 1; "code": 2 sqrt(d log T), what the released code of VACDB runs its baselines with; "theory": sqrt(d/2
+    """ "tuned": 1; "code": 2 sqrt(d log T), what the released code of VACDB runs its baselines with; "theory": sqrt(d/2
     log(1 + 2 t / (d ridge)) + log(1 / delta)) / kappa in the norm of V (Saha 2021, Lemma 1; kappa the smallest slope of
     the link), sqrt(ridge) S plus the same root without kappa in that of H (self-concordance; constants set to 1)."""
     setting = state.setting

@@ -119,6 +119,8 @@ def _entries(held: _Grid | Duels) -> Entries:
 
 
 def _joined(parts: list[Contexts]) -> Contexts:
-    """Fresh contexts of several rounds as one batch."""
+    """Fresh contexts of several rounds as one batch; with their numbers, where they have any (prompts of an LM)."""
+    numbers = [c.index for c in parts if c.index is not None]
+    index = torch.cat(numbers, dim=1) if len(numbers) == len(parts) else None
     features = torch.cat([c.features for c in parts], dim=1) if parts[0].has_features else None
-    return Contexts(features=features, ref_log_probs=torch.cat([c.ref_log_probs for c in parts], dim=1))
+    return Contexts(index=index, features=features, ref_log_probs=torch.cat([c.ref_log_probs for c in parts], dim=1))

@@ -69,3 +69,6 @@ DIVERGING = frozenset(
     | {"self_play_penalty"}
 )
 """Losses without a finite minimiser whatever the win rates: only a fit's bound ends them."""
+
+CERTAIN = frozenset({"dpo", "wpo", "offset_dpo", "simpo", "rpo", "gpo_exponential", "gpo_savage"})
+"""Losses whose minimiser is infinite where a response always wins, and finite else: they need a fit's bound then."""

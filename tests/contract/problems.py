@@ -79,6 +79,8 @@ class Watched:
         self.algorithm, self.inside, self.calls = algorithm, False, []
         self.feedbacks, self.needs_features = algorithm.feedbacks, algorithm.needs_features
         self.offline, self.consistent = algorithm.offline, algorithm.consistent
+        if hasattr(algorithm, "ask"):
+            self.ask = lambda *arguments: self._call("ask", *arguments)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         self.inside = True

@@ -323,8 +323,9 @@ def test_meets_the_contexts_and_the_annotator_that_every_algorithm_meets(case):
         expected = instance.evaluation if case.feedback == "full" else instance.contexts(draws.at(t), size)
         assert contexts.index is not None
         assert expected.index is not None
-        assert torch.equal(contexts.index, expected.index)
-        assert torch.equal(feedback, oracle.respond(expected, actions, draws.at(t)))
+        chooses = hasattr(case.algorithm, "ask")  # then only the annotator is common
+        assert chooses or torch.equal(contexts.index, expected.index)
+        assert torch.equal(feedback, oracle.respond(contexts if chooses else expected, actions, draws.at(t)))
 
 
 # ------------------------------------------------------------------------------------------------- updates
