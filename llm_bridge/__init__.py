@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llm_bridge.enumerable import EnumerableLM as EnumerableLM
+    from llm_bridge.policy import LMPolicy as LMPolicy
+    from llm_bridge.policy import Training as Training
     from llm_bridge.scoring import sequence_log_probs as sequence_log_probs
     from llm_bridge.scoring import token_log_probs as token_log_probs
 
 _NAMES = {
     "EnumerableLM": "llm_bridge.enumerable",
+    "LMPolicy": "llm_bridge.policy",
+    "Training": "llm_bridge.policy",
     "sequence_log_probs": "llm_bridge.scoring",
     "token_log_probs": "llm_bridge.scoring",
 }
 
-__all__ = ["EnumerableLM", "sequence_log_probs", "token_log_probs"]
+__all__ = ["EnumerableLM", "LMPolicy", "Training", "sequence_log_probs", "token_log_probs"]
 
 
 def __getattr__(name: str) -> Any:

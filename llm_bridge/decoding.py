@@ -11,7 +11,9 @@ from torch import Tensor
 
 from llm_bridge.batches import Run, buckets, device_of, evaluating, head_of, prefix_of, slides, unwrapped
 
-RESOLUTION = 2.0**-26  # below this probability of the tokens so far, the uniform's remaining bits are replaced
+RESOLUTION = 2.0**-26
+"""In float64, where the tokens so far are less likely than this, fresh bits replace what remains of the uniform. In
+float32 every token takes fresh ones: what remains carries the batch's rounding (1e-7), divided by that probability."""
 
 
 def decode(
@@ -28,11 +30,13 @@ def decode(
 ) -> list[tuple[int, ...]]:
     """One response for every prompt, ending with a token of `end` or after `max_new_tokens` (truncated).
 
-    uniforms: one number on [0, 1) a response, decoded arithmetically: a token takes the part of [0, 1) in which the
-    number lies, and what remains of the number decides the next token. Where the tokens so far have probability below
-    2^-26, a stream keyed by the number goes on. The draw is therefore a function of model, prompt and uniform; batches
-    enter by rounding alone. temperature: logits are divided by it; top_p: smallest set of most likely tokens of at
-    least this mass. Complexity: each distinct prompt is encoded once, then one pass a token with kept keys and values.
+    uniforms: one number on [0, 1) a response. It draws the first token; the later ones are drawn by a stream keyed by
+        it, so that the draw is a function of model, prompt and uniform, and batches enter by rounding alone. In float64
+        weights the number is decoded arithmetically instead (a token takes the part of [0, 1) in which it lies, and
+        what remains decides the next), as in an enumerable LM, and the stream goes on below a probability of 2^-26.
+    temperature: logits are divided by it; top_p: only the smallest set of likeliest tokens of at least this mass.
+
+    Complexity: each distinct prompt is encoded once, then one pass a token with kept keys and values.
     Raises ValueError for encoder-decoder models, and arguments out of range.
     """
     if len(prompts) != len(uniforms):
@@ -53,7 +57,8 @@ def decode(
             f"max_new_tokens: a prompt of {longest} tokens and {max_new_tokens} new ones exceed the context window of "
             f"{window}"
         )
-    head, drawn = head_of(model), [()] * len(prompts)
+    head = head_of(model)
+    drawn: list[tuple[int, ...]] = [()] * len(prompts)
     lengths = [len(p) + max_new_tokens for p in prompts]
     batches = buckets(lengths, token_budget)
     if slides(inner):  # no padding between prompt and response
@@ -90,6 +95,8 @@ def _decoded(
     token = torch.tensor([p[-1] for p in prompts], device=device)
     rest = torch.tensor(uniforms, dtype=torch.float64, device=device)
     likely, result = torch.ones_like(rest), [[] for _ in prompts]
+    streams = torch.tensor(np.stack([_stream(float(u), max_new_tokens) for u in uniforms]), device=device)
+    resolution = RESOLUTION if inner.dtype == torch.float64 else 1.0
     for t in range(max_new_tokens):
         states = inner.base_model(
             input_ids=token[:, None],
@@ -98,11 +105,8 @@ def _decoded(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
-        worn = likely < RESOLUTION
-        if bool(worn.any()):
-            fresh = [_stream(uniforms[i], max_new_tokens)[t] for i in alive[worn].tolist()]
-            rest[worn] = torch.tensor(fresh, dtype=torch.float64, device=device)
-            likely = torch.where(worn, 1.0, likely)
+        worn = (likely < resolution) if t else torch.zeros_like(likely, dtype=torch.bool)
+        rest, likely = torch.where(worn, streams[alive, t], rest), torch.where(worn, 1.0, likely)
         token, rest, p = _next(law_of(head(states), *law), rest)
         likely = likely * p
         for i, chosen in zip(alive.tolist(), token.tolist(), strict=True):

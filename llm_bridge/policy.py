@@ -36,7 +36,7 @@ class Training:
     clip: largest norm of a step's gradient. seed: of the minibatches.
     """
 
-    descent: Descent = Descent(steps=30, learning_rate=1e-3)
+    descent: Descent = field(default_factory=lambda: Descent(steps=30, learning_rate=1e-3))
     minibatch: int | None = None
     accumulate: int = 16384
     clip: float = 1.0
@@ -56,7 +56,8 @@ class _Body:
     """The one model in memory, whose trainable weights are those of the policy that was used last."""
 
     def __init__(self, model: Any):
-        self.model, self.loaded = model, None
+        self.model, self.busy = model, False
+        self.loaded: list[Tensor] | None = None
         self.trainable = [p for p in model.parameters() if p.requires_grad]
 
     def snapshot(self) -> list[Tensor]:
@@ -65,6 +66,8 @@ class _Body:
 
     def load(self, weights: list[Tensor]) -> Any:
         if self.loaded is not weights:
+            if self.busy:
+                raise RuntimeError("model: another policy was asked while this model trains; score it before the fit")
             with torch.no_grad():
                 for p, w in zip(self.trainable, weights, strict=True):
                     p.copy_(w)
@@ -225,12 +228,15 @@ class LMPolicy:
             objective(tape)  # learns which log-probabilities the objective looks at
         trainer = _Trainer(self, self.training, tape)
         descent = objective.descent or self.training.descent
+        self.body.busy = True
         try:
             residual = trainer.run(objective, descent)
-            weights = self.body.snapshot()
         except BaseException:
             self.body.loaded = None  # the model holds half-trained weights that are nobody's
             raise
+        finally:
+            self.body.busy = False
+        weights = self.body.snapshot()
         fitted = dataclasses.replace(self, weights=weights, fits=self.fits + 1, known={})
         steps = torch.full_like(residual, float(descent.steps))
         return fitted, FitInfo(residual, torch.zeros_like(residual, dtype=torch.bool), steps)
@@ -256,7 +262,7 @@ class LMPolicy:
     def _scored(self, pairs: list[tuple[int, int]], gradients: bool = False) -> Tensor:
         autocast = None if self.training is None else self.training.autocast
         return sequence_log_probs(
-            self.body.model if gradients or self.body.loaded is None else self.model,
+            self.model,
             [self.catalogue.prompts[x] for x, _ in pairs],
             [self.catalogue.tokens(x, a) for x, a in pairs],
             gradients=gradients,
@@ -269,8 +275,9 @@ class _Tape:
     """Stands in for the policy in an objective: remembers what it is asked, and answers from a list of values."""
 
     def __init__(self, policy: LMPolicy):
-        self.policy, self.asked, self.answers = policy, [], None
-        self.calls = 0
+        self.policy, self.calls = policy, 0
+        self.asked: list[tuple[list[tuple[int, int]], tuple[int, ...]]] = []
+        self.answers: list[Tensor] | None = None
 
     def log_probs(self, contexts: Contexts, actions: Tensor | None = None) -> Tensor:
         pairs, shape = _pairs(contexts, actions)

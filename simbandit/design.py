@@ -2,9 +2,9 @@
 
 D-optimality: maximise log det V(w), V(w) = sum_j w_j z_j z_j', over probabilities w. Kiefer and Wolfowitz 1960: w is
 D-optimal iff it is G-optimal, that is iff it minimises the largest squared width max_j z_j' V(w)^-1 z_j, whose minimum
-is the dimension r of the span. So max_j z_j' V^-1 z_j <= (1 + tolerance) r certifies w, and log det V(w) is then within r
-log(1 + tolerance) of the best. For n answers in all, widths are sqrt(r / n) at most, which is what the regret bounds of
-one-shot designs use (ODPO 2410.17055).
+is the dimension r of the span. So max_j z_j' V^-1 z_j <= (1 + tolerance) r certifies w, and log det V(w) is then within
+r log(1 + tolerance) of the best. For n answers in all, widths are sqrt(r / n) at most, which is what the regret bounds
+of one-shot designs use (ODPO 2410.17055).
 
 NumPy; memory is linear in the number of candidates (a chunk of `CHUNK` rows at a time is ever multiplied).
 """
@@ -45,15 +45,15 @@ def d_optimal(
 ) -> Design:
     """The D-optimal (= G-optimal) design over candidate vectors (N, d), to max width <= (1 + tolerance) rank.
 
-    Frank-Wolfe with exact line search and away steps (Todd and Yildirim 2007): toward the widest candidate, or away from
-    the narrowest of the support, whichever promises more; the step s = (q_j / r - 1) / (q_j - 1) is the exact maximiser
-    of log det along it. Steps run on a working set (the support and the widest candidates); a pass over all candidates
+    Frank-Wolfe with exact line search and away steps (Todd and Yildirim 2007): toward the widest candidate, or away
+    from the narrowest of the support, whichever promises more; the step s = (q_j / r - 1) / (q_j - 1) is the exact
+    maximiser of log det along it. Steps run on a working set (the support and the widest candidates); a pass over all candidates
     then eliminates those that provably carry no weight in any optimum (Harman and Pronzato 2007: q_j < r (1 + e / 2 -
     sqrt(e (4 + e - 4 / r)) / 2), e = max q / r - 1), and either certifies the design or widens the working set.
 
     Candidates that do not span R^d: the design is that of the span, and a warning names the missing directions.
-    Complexity O(N r^2) a pass (a handful), O(working set x r) a step. Raises ValueError for vectors that are not finite,
-    not a table, or all zero, and for a tolerance outside (0, 1).
+    Complexity O(N r^2) a pass (a handful), O(working set x r) a step. Raises ValueError for vectors that are not
+    finite, not a table, or all zero, and for a tolerance outside (0, 1).
     """
     z = np.asarray(vectors, dtype=float)
     if z.ndim != 2 or 0 in z.shape or not np.isfinite(z).all():
@@ -68,10 +68,7 @@ def d_optimal(
         )
     inside = z @ basis if len(missing) else z
     r = inside.shape[1]
-    if r == 1:  # on a line the longest candidate is the design
-        support = np.array([np.abs(inside[:, 0]).argmax()])
-    else:
-        support = _start(inside)
+    support = _start(inside)  # on a line, r = 1: the longest candidate, which is the design
     weights = np.full(len(support), 1 / len(support))
     alive, iterations, certified, largest = np.arange(len(z)), 0, False, np.inf
     while True:
@@ -169,8 +166,8 @@ def _frank_wolfe(z: np.ndarray, weights: np.ndarray, target: float, limit: int) 
 
 
 def largest_width(vectors: ArrayLike, weights: ArrayLike) -> float:
-    """The G-criterion max_j z_j' V(w)^-1 z_j, in the span; at least its rank, with equality iff w is G- (and D-)optimal.
-    Infinite where the weighted candidates do not span what the others need."""
+    """The G-criterion max_j z_j' V(w)^-1 z_j, in the span; at least its rank, with equality iff w is G- (and
+    D-)optimal. Infinite where the weighted candidates do not span what the others need."""
     z, w = np.asarray(vectors, dtype=float), np.asarray(weights, dtype=float)
     inside = z @ _span(z)[0]
     support = np.flatnonzero(w)
@@ -180,7 +177,8 @@ def largest_width(vectors: ArrayLike, weights: ArrayLike) -> float:
 
 
 def apportion(weights: ArrayLike, n: int) -> np.ndarray:
-    """Whole numbers (N,) that sum to n and follow the weights: the efficient apportionment of Pukelsheim and Rieder 1992.
+    """Whole numbers (N,) that sum to n and follow the weights: the efficient apportionment of Pukelsheim and Rieder
+    1992.
 
     Start from ceil((n - s / 2) w_j) over the s supported candidates, then move one at a time. Every supported candidate
     gets at least one answer if n >= s; the design keeps at least 1 - s / n of its efficiency. Raises ValueError for n <

@@ -27,14 +27,16 @@ CHUNK_NUMBERS = 2**21  # float64 numbers of a chunk's tables, 16 MB, of which a 
 
 
 class Plan(NamedTuple):
-    """A continuation in kl_coef: its first stage, the factor between stages, and Newton steps at each but the last."""
+    """A continuation in kl_coef: its first stage, the factor between stages, Newton steps at each but the last, and the
+    coefficient from which on there is no stage but kl_coef itself."""
 
     start: float
     factor: float
     steps: int
+    direct_from: float = math.inf
 
 
-PLANS = (Plan(0.1, 0.5, 1), Plan(CONTINUATION_START, 0.5, 60), Plan(CONTINUATION_START, 0.8, 60))
+PLANS = (Plan(0.1, 0.5, 1, direct_from=0.01), Plan(CONTINUATION_START, 0.5, 60), Plan(CONTINUATION_START, 0.8, 60))
 """Tried in this order. The first follows the path of equilibria without reaching it at any stage but the last; at
 kl_coef = .001 it takes half the steps of the second, which settles what it leaves."""
 
@@ -86,8 +88,9 @@ def solve(
     """The equilibrium by Newton on u = log(pi / ref): F(u) = u - (P - 1/2) pi / kl_coef, Jacobian I - (P - 1/2) Sigma /
     kl_coef, Sigma = diag(pi) - pi pi', whose eigenvalues have modulus >= 1, so that it is never singular.
 
-    Continued in the coefficient from .1: one Newton step at each halving, then up to `max_iterations` at kl_coef itself
-    (`PLANS`: games that this does not settle start again from .3, each stage to 1e-2; then by smaller steps). Stops on
+    Below kl_coef = .01 continued in the coefficient from .1: one Newton step at each halving, then up to
+    `max_iterations` at kl_coef itself (`PLANS`: games that this does not settle start again from .3, each stage to
+    1e-2; then by smaller steps). Stops on
     max |log pi - log BR(pi)| <= tolerance max(1, 1 / kl_coef) (a payoff's rounding is divided by kl_coef), then takes
     one more full step. preference (..., A, A), ref_log_probs (..., A), broadcast over the leading axes; float64; games
     are taken in chunks, so that memory beyond the arguments stays near 100 MB, or a few A x A matrices. Complexity
@@ -128,7 +131,8 @@ def _solve(preference: Tensor, ref: Tensor, kl_coef: float, tolerance: float, ma
         left = (~converged).nonzero().squeeze(-1)
         if not len(left):
             break
-        game, base, here, stage = skew[left], ref[left], torch.zeros_like(ref[left]), plan.start
+        game, base, here = skew[left], ref[left], torch.zeros_like(ref[left])
+        stage = plan.start if kl_coef < plan.direct_from else kl_coef
         while stage > kl_coef:
             here, more, _ = _newton(game, base, stage, here, STAGE_TOLERANCE, min(plan.steps, max_iterations))
             iterations[left] += more
@@ -168,30 +172,35 @@ def _newton(
     iterations = torch.zeros(len(u), dtype=torch.int64, device=u.device)
     converged = torch.zeros(len(u), dtype=torch.bool, device=u.device)
     at = torch.arange(len(u), device=u.device)
-    eye = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
-    game, base, here = skew, ref, u.clone()
-    for _ in range(max_iterations):
-        pi = torch.softmax(base + here, dim=-1)
+    game, base, here = skew, ref, u
+
+    def against(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The policy of log-ratios x, its payoff, and F."""
+        pi = torch.softmax(base + x, dim=-1)
         payoff = (game @ pi[..., None]).squeeze(-1)
-        F = here - payoff / kl_coef
+        return pi, payoff, x - payoff / kl_coef
+
+    pi, payoff, F = against(here)
+    for _ in range(max_iterations):
         done = _distance(F, base) <= tolerance
-        J = eye - (game * pi[:, None] - payoff[..., None] * pi[:, None]) / kl_coef
+        J = (payoff[..., None] - game).mul_((pi / kl_coef)[:, None])
+        J.diagonal(dim1=-2, dim2=-1).add_(1.0)
         step = torch.linalg.solve(J, F)
         norm, size = F.norm(dim=-1), torch.ones_like(F[:, 0])
-        trial = here - step
+        trial, there = here - step, against(here - step)
         for _ in range(30):
-            payoff = (game @ torch.softmax(base + trial, dim=-1)[..., None]).squeeze(-1)
-            worse = ~done & ~((trial - payoff / kl_coef).norm(dim=-1) <= (1 - 1e-4 * size) * norm)
+            worse = ~done & ~(there[2].norm(dim=-1) <= (1 - 1e-4 * size) * norm)
             if not worse.any():
                 break
             size = torch.where(worse, size / 2, size)
             trial = here - size[:, None] * step
-        here = trial
-        u[at], iterations[at], converged[at] = here, iterations[at] + 1, done
+            there = against(trial)
+        u[at], iterations[at], converged[at] = trial, iterations[at] + 1, done
         if bool(done.all()):
             break
-        keep = ~done
-        at, game, base, here = at[keep], game[keep], base[keep], here[keep]
+        here, (pi, payoff, F) = trial, there
+        if bool(done.any()):
+            at, game, base, here, pi, payoff, F = (x[~done] for x in (at, game, base, here, pi, payoff, F))
     return u, iterations, converged
 
 
@@ -241,7 +250,8 @@ def restrict(ref_log_probs: Tensor, offered: Tensor) -> Tensor:
 
 
 def check_reference(ref_log_probs: Tensor) -> None:
-    """Raises ValueError unless these are log-probabilities, -inf where an action has no mass and is outside the game."""
+    """Raises ValueError unless these are log-probabilities, -inf where an action has no mass and is outside the
+    game."""
     if bool(torch.isnan(ref_log_probs).any()):
         raise ValueError("ref_log_probs: holds NaN; it must hold log-probabilities, -inf for actions outside the game")
     off = float(torch.logsumexp(ref_log_probs, -1).abs().max())

@@ -24,8 +24,9 @@ def fit_tabular(table: Tensor, objective: DuelObjective) -> tuple[Tensor, FitInf
     """argmin over all policies with max - min of log pi - log reference at most `bound`; warm-started at `table`.
 
     In h = log-ratio up to a shift, in the box [0, bound]: the objective ignores the shift, so the box is the
-    constraint. Newton whose every step minimises the quadratic model within the box. table (R, C, A). Not convex: starts
-    are the table, the reference, and every action of a context at the top of the box with the others at its bottom.
+    constraint. Newton whose every step minimises the quadratic model within the box. table (R, C, A). Not convex:
+    starts are the table, the reference, and every action of a context at the top of the box with the others at its
+    bottom. Iterations are the mean over contexts (of the slowest start).
     """
     (R, C, A), offered, ref = table.shape, objective.offered, objective.centre
     n_offered = offered.sum(-1, keepdim=True)

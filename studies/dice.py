@@ -124,7 +124,8 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Simulation | Tas
     grid.append(cell("worked", "Nash-MD", "uniform", StartedAt(NashMD(5.0), START), 0.5, rounds=1))
     sampled = {"Online IPO": algorithms.create("online_ipo")}
     sampled |= {
-        name: algorithms.create("ipo_md", players=(Tilt(1 - WEIGHTS[name], WEIGHTS[name]),) * 2) for name in ("IPO-MD .125", "IPO-MD .5")
+        name: algorithms.create("ipo_md", players=(Tilt(1 - WEIGHTS[name], WEIGHTS[name]),) * 2)
+        for name in ("IPO-MD .125", "IPO-MD .5")
     }
     rounds = 40 if settings.smoke else 400
     for method, algorithm in sampled.items():

@@ -1,17 +1,23 @@
-"""SAIL's two gradient terms: what the policy tends to when the gradient runs through the sampling law as well.
+"""SAIL's two gradient terms: where a policy is led when the gradient runs through the sampling law as well.
 
-SAIL (2406.15567) maximises J(pi) = E over pairs of pi and their labels of log sigma(kl_coef u); its gradient is T1 + T2,
-T2 that of DPO on the policy's own pairs, T1 that of the law which draws them. The paper has no synthetic experiment that
-we know of; the numbers are our own earlier ones (exact gradient ascent, five arms). The fixed points of
-T2 + coef T1 are drawn for coef in {-.3, 0, .3, 1}: 1 is SAIL's gradient, 0 on-policy DPO, -.3 has the sign of the hook in
-the released code, whose default coefficient for SAIL-PR is .3. SAIL-RevKL (2606.31524, read in abstract only) adds
+SAIL (2406.15567) maximises J(pi) = E over pairs of pi and their labels of log sigma(kl_coef u); its gradient is
+T1 + T2, T2 that of DPO on the policy's own pairs, T1 that of the law which draws them. We know of no synthetic
+experiment in the paper; the numbers are our own earlier ones (exact gradient ascent, five arms). T2 + coef T1 is
+followed for coef in {-.3, 0, .3, 1}: 1 is SAIL's gradient, 0 on-policy DPO, -.3 has the sign of the hook in the
+released code, whose coefficient for SAIL-PR is .3. SAIL-RevKL (2606.31524, read in abstract only) adds
 - gamma KL(pi || pi_ref) to the objective, gamma in {0, .1, .5, 1} here.
 
 Grid. `flow`: five arms with rewards (1, .7, .4, .1, -.2), uniform reference, kl_coef .1, .5, 1; rows `sail_pr` and
-`sail_reversed_sign` through `FullInformation` (all pairs, exact labels), one gradient step of 5 / kl_coef^2 a round on
-the logits. `fixed`: the same gradients, divided by pi (the natural gradient, whose fixed points and their stability are
-the same but which does not stall near the vertices), to convergence from 64 random policies, for more kl_coefs and for
-RevKL. `spread` is the largest distance, in total variation, of an end point from the first start's.
+`sail_reversed_sign` through `FullInformation` (all pairs, exact labels), 2,000 gradient steps of 5 / kl_coef^2 on the
+logits. `fixed`: the same gradients divided by pi (the natural gradient: the same interior fixed points and stability,
+but no stalling near the vertices), in steps of at most 1/2, from the reference and from 64 random policies. KL and gap
+are those of the end point from the reference; `spread` is the distance of a random start's end point to it.
+
+Found: the earlier numbers hold. T2 alone ends at the Gibbs policy from every start; T1 moves the end point, by 1.8 nats
+at kl_coef .1 and 1e-5 at 4. One claim fails: with the released sign the bias is not monotone, because at kl_coef .1 the
+optimum is itself close to a vertex (.017 nats against .021 at .2). Not expected: the right sign of T1 makes SAIL's end
+point depend on the start, also where kl_coef is large (8 % to 25 % of starts end at a vertex for kl_coef .5 to 4);
+RevKL of weight 1 mends that for kl_coef up to 1 and not at 4, and draws the policy close to the reference.
 """
 
 from __future__ import annotations
@@ -24,26 +30,26 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from simbandit import losses, plotting
 from simbandit.algorithms import create
 from simbandit.draws import Draws
 from simbandit.guarantees import Identity, Monotone, Number
 from simbandit.metrics import kl
-from simbandit.objective import Descent, PairLogProbs
+from simbandit.objective import Descent
 from simbandit.oracles import BradleyTerry, FullInformation
 from simbandit.policies import gibbs
 from simbandit.simulate import Problem
 from simbandit.study import Settings, Simulation, Study, Task
 from simbandit.worlds import TableWorld
 from studies._games import frame_of, probability, total_variation
+from studies._sail import natural_flow
 
 REWARDS = (1.0, 0.7, 0.4, 0.1, -0.2)
 COEFS = (-0.3, 0.0, 0.3, 1.0)
 GAMMAS = (0.0, 0.1, 0.5, 1.0)
 KL_COEFS = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
-ROUNDS, STEPS = 4000, 3000
+ROUNDS, STEPS = 2000, 3000
 
 
 def loss_of(coef: float, gamma: float = 0.0) -> tuple[str, dict[str, float]]:
@@ -54,35 +60,29 @@ def loss_of(coef: float, gamma: float = 0.0) -> tuple[str, dict[str, float]]:
 
 
 def fixed_point(kl_coef: float, coef: float, gamma: float, replicates: int, seed: int, device: str) -> pd.DataFrame:
-    """Where natural-gradient steps end, every replicate from its own random logits (standard deviation 2)."""
+    """Where natural-gradient steps end: from the reference, and every replicate from its own random logits (standard
+    deviation 2)."""
     rewards = torch.tensor(REWARDS, dtype=torch.float64, device=device)
     A = len(rewards)
     ref = torch.full((A,), -np.log(A), dtype=torch.float64, device=device)
-    pairs = torch.cartesian_prod(torch.arange(A), torch.arange(A))
-    label = torch.sigmoid(rewards[pairs[:, 0]] - rewards[pairs[:, 1]])
     name, own = loss_of(coef, gamma)
-    theta = 2 * Draws(seed, replicates, device).once("start", A)
-    direction = theta
-    for _ in range(STEPS):
-        theta = theta.detach().requires_grad_(True)
-        log_pi = torch.log_softmax(theta, -1)
-        still = log_pi.detach()
-        seen = PairLogProbs(log_pi[:, pairs], still[:, pairs], ref[pairs].expand(replicates, -1, -1))
-        value = (still[:, pairs].sum(-1).exp() * getattr(losses, name)(seen, label, kl_coef, **own)).sum()
-        (gradient,) = torch.autograd.grad(value, theta)
-        direction = gradient / still.exp()
-        if float(direction.abs().max()) < 1e-12:
-            break
-        theta = theta - 0.3 / kl_coef * direction
-    log_pi, optimum = torch.log_softmax(theta.detach(), -1), gibbs(rewards, ref, kl_coef)
-    away = kl(log_pi, optimum)
+    log_pi = natural_flow(
+        partial(getattr(losses, name), **own),
+        torch.cat([ref.new_zeros(1, A), 2 * Draws(seed, replicates, device).once("start", A)]),
+        ref,
+        torch.sigmoid(rewards[:, None] - rewards[None, :]),
+        kl_coef,
+        step_size=0.3 / (kl_coef + kl_coef**2 + gamma),
+        steps=STEPS,
+    )
+    optimum = gibbs(rewards, ref, kl_coef)
+    away = kl(log_pi[:1], optimum).expand(replicates)
     values = {
         "kl_to_optimum": away,
         "suboptimality": kl_coef * away,
-        "kl_to_ref": kl(log_pi, ref),
-        "spread": total_variation(log_pi, log_pi[:1]),
-        "residual": direction.abs().amax(-1),
-        **{f"probability_{i}": log_pi[:, i].exp() for i in range(A)},
+        "kl_to_ref": kl(log_pi[:1], ref).expand(replicates),
+        "spread": total_variation(log_pi[1:], log_pi[:1]),
+        "collapsed": (log_pi[1:].amax(-1) > -1e-6).to(torch.float64),
     }
     return frame_of({(metric, STEPS): value for metric, value in values.items()})
 
@@ -119,7 +119,7 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Simulation |
                 )
             )
     points = [(k, coef, 0.0) for k in KL_COEFS for coef in COEFS]
-    points += [(k, 1.0, gamma) for k in (0.1, 0.5, 1.0) for gamma in GAMMAS[1:]]
+    points += [(k, 1.0, gamma) for k in (0.1, 0.5, 1.0, 4.0) for gamma in GAMMAS[1:]]
     for kl_coef, coef, gamma in points[8:12] if settings.smoke else points:
         labels = {"kl_coef": kl_coef, "coef": coef, "gamma": gamma}
         grid.append(Task({"part": "fixed", **labels}, fixed_point, labels, settings.replicates, settings.seed))
@@ -224,21 +224,23 @@ def plot(frame: pd.DataFrame) -> Figure:
     bias.set_ylim(1e-8, 10)
     bias.set_xlabel("kl_coef")
     bias.set_title("(b) fixed points")
-    shown = {"part": "fixed", "coef": 1.0}
-    kls = [0.5] if len(frame["kl_coef"].unique()) == 1 else [0.1, 0.5, 1.0]
+    kls = [k for k in (0.1, 0.5, 1.0, 4.0) if k in set(frame["kl_coef"])]
     plotting.curves(
         penalty,
         frame,
-        "suboptimality",
+        "spread",
         "kl_coef",
         x="gamma",
-        where=shown,
+        where={"part": "fixed", "coef": 1.0},
         order=kls,
         names={k: f"kl_coef {k:g}" for k in kls},
         looks=dict(zip(kls, list(plotting.lines(range(8)).values())[4:], strict=False)),
     )
+    penalty.set_ylim(-0.02, 0.8)
+    penalty.legend(loc="upper right", ncols=2, fontsize=6)
     penalty.set_xlabel(r"RevKL weight $\gamma$")
-    penalty.set_title("(c) SAIL-RevKL, fixed points")
+    penalty.set_ylabel("distance between end points\n(mean over starts, total variation)")
+    penalty.set_title("(c) RevKL, random starts")
     plotting.legend_above(figure, flow)
     return figure
 

@@ -15,17 +15,17 @@ sum Z, SGD of rate 10, 100 updates, and "cancelling": Mix-R with the rate Z / (2
 the largest reward gap. `parameter difference` is theirs, (1/A^2) sum |v(y) - v(y')|, v = r - kl_coef log pi.
 "row": `online_dpo` of the registry with uniform pairs and one SGD step a round, under exact answers, is DPO-Unif.
 
-Found. The theorems' bounds hold at every draw and size, with room: Unif loses a factor of 8.6 a step, the mixtures square
-their error. The repository's numbers are met in the median, but its rate of 10 is not the cancelling step: Unif there
-is near the edge of stability (where rewards lie close, one step multiplies the error by 1 - 2 rate kl_coef^2 / (4 A) =
--1.25), and 23 of 200 draws are still above 1e-3 after 100 updates, most of them oscillating for good, where earlier
-runs counted 8. With the cancelling rate Mix-R needs a third of the updates. With sampled pairs all three end at one
-floor; Mix-R is there by 1,000 updates, Unif not before 3,000 in the mean over draws. The one-draw table of earlier runs
-is off by a factor of 2 to 3 where errors are tiny: its draw was a slow one.
+Found. The theorems' bounds hold at every draw and size, with room: Unif gains a factor of 8.6 a step, the mixtures
+square their error. The repository's numbers are met in the median, but its rate of 10 is not the cancelling step: there
+Unif is at the edge of stability (where rewards lie close, a step multiplies the error by 1 - rate kl_coef^2 / (2 A) =
+-1.25), and 23 of 200 draws are still above 1e-3 after 100 updates, about half of them oscillating for good, where
+earlier runs counted 8. With the cancelling rate Mix-R is at 1e-6 about 10 updates sooner. With sampled pairs all three
+end at one floor; Mix-R is there after 1,000 updates, Unif after 3,000. The one-draw table of earlier runs is off by a
+factor of 2 to 3 where errors are tiny: its draw was a slow one.
 
-What differs: 200 draws of the rewards (50 with noise) where the authors show one seed. The mixtures are laws of *pairs*,
-which players that draw independently cannot express; they are functions here. "Own earlier runs": one draw of the
-rewards for the first table and the noisy numbers, medians of 200 for the repository's.
+What differs: 200 draws of the rewards (50 with noise) where the authors show one seed. The mixtures are laws of
+*pairs*, which players that draw independently cannot express; they are functions here. "Own earlier runs": one draw
+of the rewards for the first table and the noisy numbers, medians of 200 for the repository's.
 """
 
 from __future__ import annotations

@@ -446,8 +446,8 @@ def test_the_mixture_plays_between_the_policy_and_the_reference():
     mixed = Geometric((LogLinear(theta), Reference()), (0.75, 0.25)).rows(contexts)
     close(mixed, LogLinear(0.75 * theta).rows(contexts), 1e-12)
     for weight in (0.0, 1.0):
-        row = Direct("ipo", players=(Tilt(1 - weight, weight), "current"), value_range="unbounded")
-        alike = Direct("ipo", players=("reference" if weight else "current", "current"), value_range="unbounded")
+        row = algorithms.create("online_ipo", players=(Tilt(1 - weight, weight), "current"))
+        alike = algorithms.create("online_ipo", players=("reference" if weight else "current", "current"))
         world, oracle = cyclic()
         frames = [simulate(Problem(world, oracle, KL), a, rounds=7, batch_size=5).frame() for a in (row, alike)]
         assert frames[0].equals(frames[1])

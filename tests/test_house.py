@@ -16,7 +16,7 @@ FLOORS = (
     ("types", "draws", "solvers", "objective", "equilibrium"),
     ("fits",),
     ("policies", "oracles", "worlds", "zero_sum", "trees"),
-    ("estimators", "least_squares", "design", "data"),
+    ("estimators", "least_squares", "design", "off_policy", "data"),
     ("losses", "low_rank", "preferences"),
     ("hypotheses",),
     ("algorithms",),

@@ -68,7 +68,8 @@ def test_players_are_the_laws_of_their_docstrings():
 def test_actions_that_a_context_does_not_offer_are_never_played():
     reference = np.where(np.eye(X, A, dtype=bool), 0.0, 1 / (A - 1))
     world = worlds.TableWorld(np.log(reference, where=reference > 0, out=np.full((X, A), -np.inf)), REWARDS)
-    cast = Cast(*[Tabular(pool_of(world).ref_log_probs)] * 3, {})
+    start = Tabular(pool_of(world).ref_log_probs)
+    cast = Cast(start, start, start, {})
     for player in ("uniform", "argmax", Tilt(-1.0, 0.5), Mixed(0.5), Best(2), Best(2, worst=True)):
         law = policy_of(player, cast).log_probs(pool_of(world)).exp()
         assert (law[:, reference == 0] == 0).all()
@@ -219,6 +220,21 @@ def test_the_count_bonus_divides_by_the_square_root_of_the_plays():
     assert weight == pytest.approx({0: 9 / 3.0, 1: 1.0})
 
 
+def test_coins_estimate_the_count():
+    """E[(mean of N random signs)^2] = 1 / N: over 3 replicates x 20 coins, the mean square is within 5 standard errors,
+    sqrt(2 / 60) each."""
+    pool, plays = pool_of(), 12
+    row = Direct(bonus="count_optimism", bonus_parameters=(("alpha", 1.0),), calibration="first", weighting="coin_flip")
+    state = row.init(setting_of(pool, plays))
+    actions = torch.tensor([0, 2]).expand(R, plays, 2)
+    contexts = Contexts(index=torch.zeros(R, plays, dtype=torch.int64), pool=pool)
+    row.update(state, contexts, actions, torch.ones(R, plays).double(), Draws(0, R).at(0))
+    entries = row._weighted(state, pool, state.record.entries()[1]["singles"])
+    weight = entries.weight[:, entries.actions[0, :, 0] == 0].amax(-1) / plays
+    assert float(plays * weight.square().mean()) == pytest.approx(1.0, abs=5 * math.sqrt(2 / (R * 20)))
+    assert (weight != weight[0]).any()
+
+
 def setting_of(pool: Contexts, batch_size: int) -> Any:
     return Setting(
         replicates=R,
@@ -352,7 +368,7 @@ def test_an_unbounded_fit_that_runs_away_names_the_pair():
     frame["preferred"] = [1.0, 0.0, 1.0, 1.0]
     for loss, parameters in (("dpo", {}), ("offset_dpo", {"margin": 0.1})):
         row = algorithms.create("dpo", loss=loss, value_range="unbounded", **parameters)
-        with pytest.raises(ValueError, match="value_range: .* in context 2 one of actions 1 and 3 always wins"):
+        with pytest.raises(ValueError, match=r"value_range: .* in context 2 one of actions 1 and 3 always wins"):
             run(row, offline=frame)
     assert run(algorithms.create("ipo"), offline=frame).final().shape == (R,)  # its minimiser is finite
     frame["preferred"] = [0.5, 0.5, 0.9, 0.9]

@@ -39,7 +39,7 @@ from simbandit.algorithms.rows import ALIGNMENT, GAMES
 from simbandit.algorithms.selfplay import CountWinner, Exp3, PreferenceMatching
 from simbandit.types import Algorithm
 
-REGISTRY: dict[str, Algorithm] = {
+REGISTRY: dict[str, Any] = {
     "uniform": Uniform(),
     "greedy": Greedy(),
     "kl_ucb": KLUCB(),

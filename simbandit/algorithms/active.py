@@ -1,8 +1,8 @@
 """Active preference collection: which pair of which context to ask about, to end with a good policy everywhere.
 
-The measure is simple regret: `worst_argmax_regret` (max over contexts) and `argmax_regret` (mean) against queries. These
-methods choose contexts too: `simulate` hands the drawn contexts to `ask`, which returns the ones that are asked about.
-`policy(state)`: greedy in the Bradley-Terry MLE of all answers.
+The measure is simple regret: `worst_argmax_regret` (max over contexts) and `argmax_regret` (mean) against queries.
+These methods choose contexts too: `simulate` hands the drawn contexts to `ask`, which returns the ones that are asked
+about. `policy(state)`: greedy in the Bradley-Terry MLE of all answers.
 """
 
 from __future__ import annotations
@@ -42,19 +42,20 @@ class Active:
     """APO and its baselines: ask about the most informative pair, the design updated inside a batch.
 
     rule: "width" (registry name `apo`; Das et al. 2024, 2402.10500, Algorithm 1): the context and pair of the largest
-        ||phi_a - phi_b|| in the inverse of V = matrix_ridge I + sum z z' (matrix="gram", what the released code runs) or
-        of the Hessian at the MLE ("hessian", the theory). "uncertainty": the smallest |<theta, z>|, a label nearest to a
-        coin flip. "bald" (Houlsby et al. 2011, 1112.5745, equation (4)): the largest mutual information between label and
-        theta under the Laplace posterior, h(Phi(m / sqrt(1 + s^2))) - C exp(-m^2 / (2 (s^2 + C^2))) / sqrt(s^2 + C^2) in
-        bits, C^2 = pi log(2) / 2, the logistic link matched to the normal one by m, s -> sqrt(pi / 8) m, s. "coreset"
-        (Sener and Savarese 2018): the difference farthest from all that were asked (k-centre greedy, up to sign).
+        ||phi_a - phi_b|| in the inverse of V = matrix_ridge I + sum z z' (matrix="gram", what the released code runs)
+        or of the Hessian at the MLE ("hessian", the theory). "uncertainty": the smallest |<theta, z>|, a label nearest
+        to a coin flip. "bald" (Houlsby et al. 2011, 1112.5745, equation (4)): the largest mutual information between
+        label and theta under the Laplace posterior, h(Phi(m / sqrt(1 + s^2))) - C exp(-m^2 / (2 (s^2 + C^2))) /
+        sqrt(s^2 + C^2) in bits, C^2 = pi log(2) / 2, the logistic link matched to the normal one by m, s -> sqrt(pi /
+        8) m, s. "coreset" (Sener and Savarese 2018): the difference farthest from all that were asked (k-centre greedy,
+        up to sign).
     contexts: "chosen" over the whole finite world, or "drawn": the best pair of each context that the world draws, the
         ablation by which the paper shows that uniform contexts can cost a constant gap.
-    Guarantee (APO, Theorem 3), Bradley-Terry labels, ||theta*|| <= S, finitely many contexts: worst-context simple regret
-    O~(d / sqrt(T)) up to a non-linearity constant e^S; the lower bound is Omega(d / sqrt(T)). Deviations: within a batch
-    V takes each chosen pair at once (the released code ranks the pool once and takes near-duplicates); refits by
-    `refit_growth`. Complexity O(X A (d^2 + A d)) per query. Raises ValueError for a world without features, and for fresh
-    contexts with contexts="chosen" or "coreset".
+    Guarantee (APO, Theorem 3), Bradley-Terry labels, ||theta*|| <= S, finitely many contexts: worst-context simple
+    regret O~(d / sqrt(T)) up to a non-linearity constant e^S; the lower bound is Omega(d / sqrt(T)). Deviations: within
+    a batch V takes each chosen pair at once (the released code ranks the pool once and takes near-duplicates); refits
+    by `refit_growth`. Complexity O(X A (d^2 + A d)) per query. Raises ValueError for a world without features, and for
+    fresh contexts with contexts="chosen" or "coreset".
     """
 
     rule: Literal["width", "uncertainty", "bald", "coreset"] = "width"
@@ -227,12 +228,12 @@ class DOptimal:
     """One-shot D-optimal design over all contexts' pairs, fixed before the first answer: ODPO's plan, then the MLE.
 
     weights = `design.d_optimal` of the differences phi(x, a) - phi(x, b), rounded to T questions by `design.apportion`
-    and spread evenly over the rounds. Source: 2410.17055 (no experiments seen); by Kiefer and Wolfowitz every width is at
-    most sqrt(d / T), hence worst-context simple regret O~(e^S d / sqrt(T)) for Bradley-Terry labels, ||theta*|| <= S.
-    tolerance: of the design's certificate. Directions that no pair spans are left out (nothing could be learnt there).
-    Deviations: a ridge and the world's ball in the MLE instead of its projection; offline data do not change the plan.
-    `policy`: greedy. Complexity: one design per replicate in `init` (one for all where they share features), each
-    linear in X A^2. Raises ValueError for a world of fresh contexts or without features.
+    and spread evenly over the rounds. Source: 2410.17055 (no experiments seen); by Kiefer and Wolfowitz every width is
+    at most sqrt(d / T), hence worst-context simple regret O~(e^S d / sqrt(T)) for Bradley-Terry labels, ||theta*|| <=
+    S. tolerance: of the design's certificate. Directions that no pair spans are left out (nothing could be learnt
+    there). Deviations: a ridge and the world's ball in the MLE instead of its projection; offline data do not change
+    the plan. `policy`: greedy. Complexity: one design per replicate in `init` (one for all where they share features),
+    each linear in X A^2. Raises ValueError for a world of fresh contexts or without features.
     """
 
     tolerance: float = 0.01

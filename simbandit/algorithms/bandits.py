@@ -1,4 +1,5 @@
-"""Linear bandits with reward feedback: optimism (LinUCB), posterior sampling, and two ways of plain exploration. None optimises the KL objective: compare them by reward regret, or by `suboptimality` to see the price.
+"""Linear bandits with reward feedback: optimism (LinUCB), posterior sampling, and two ways of plain exploration. None
+optimises the KL objective: compare them by reward regret, or by `suboptimality` to see the price.
 
 Shapes: R replicates, B contexts of a round, A actions, d features, as in `types`. `policy(state)` of all of them but
 `EpsilonGreedy` and `ExploreThenCommit` is the greedy policy of the current estimate, what one would deploy now; what

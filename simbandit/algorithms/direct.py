@@ -15,7 +15,7 @@ from torch import Tensor
 from simbandit import losses
 from simbandit.algorithms.checks import check
 from simbandit.algorithms.players import Cast, Player, held_of, policy_of
-from simbandit.algorithms.record import Entries, Record
+from simbandit.algorithms.record import Entries, Record, every_action, every_pair, shared, win_rate_labels
 from simbandit.draws import Round
 from simbandit.objective import Descent, DuelObjective, Term
 from simbandit.policies import Geometric, tabulate
@@ -24,7 +24,8 @@ from simbandit.types import Contexts, Feedback, Info, Policy, Setting
 Data = Literal["all", "fresh", "offline"]
 Anchor = Literal["reference", "mirror", "last"]
 Labels = Literal["duel", "win_rate", "own"]
-Weighting = Literal["sum", "mean", "rarity"]
+Weighting = Literal["sum", "mean", "rarity", "coin_flip"]
+COINS = 20
 CERTAINTY = 10.0
 """Implied log-odds beyond which an unbounded fit has run away: tolerance and proximal term alone stop it, near 12."""
 Parameters = tuple[tuple[str, float], ...]
@@ -64,6 +65,7 @@ class _State:
     record: Record
     held: dict[int, Policy]
     played: Tensor | None
+    coins: Tensor | None
     updates: int = 0
     asked: int = 0
 
@@ -90,7 +92,8 @@ class Direct:
     bonus: the name of a loss of single responses (`losses.optimism`, ...), bonus_parameters its own parameters.
         calibration: whose responses it sees: the duel's "first" or "second", a player's (one draw a duel), or
         `Expected(player)`. weighting: every draw counts once ("sum"), all together ("mean"), or N(x, a)^-1/2, N the
-        times that the action has been played ("rarity": COPO's count bonus).
+        times that the action has been played ("rarity": COPO's count bonus); "coin_flip" estimates that by the root
+        mean square of 20 averages of random signs, one sign a play, to which a coin-flip network converges on a table.
     anchor: where an action stays when no duel speaks of it: "reference", "last" (pi_t), or "mirror" (the fixed point
         pi_ref^(kl_coef s) pi_t^(1 - kl_coef s) of `inpo`, s its step_size).
     optimistic: a round's duels move the kept policy, and once more, from there, the policy that plays (ONPO).
@@ -208,12 +211,13 @@ class Direct:
         )
         start = setting.policy
         held = held_of((*self.players, self.calibration, getattr(self.calibration, "player", None)), start)
-        played = None
-        if self.weighting == "rarity":
+        played = coins = None
+        if self.weighting in ("rarity", "coin_flip"):
             if setting.contexts is None:
-                raise ValueError("weighting: 'rarity' counts actions and needs a finite world (n_contexts=)")
+                raise ValueError(f"weighting: {self.weighting!r} counts actions and needs a finite world (n_contexts=)")
             played = torch.zeros_like(setting.contexts.ref_log_probs)
-        return _State(setting, start, start, start, start, record, held, played)
+            coins = played.new_zeros(*played.shape, COINS) if self.weighting == "coin_flip" else None
+        return _State(setting, start, start, start, start, record, held, played, coins)
 
     def select(self, state: _State, contexts: Contexts, draws: Round) -> Tensor:
         """Actions (R, B, 2); or, asked about exact answers, the log of the pairs' law (R, X, A, A)."""
@@ -229,10 +233,7 @@ class Direct:
     ) -> tuple[_State, Info]:
         duels = self._duels(state, contexts, actions, feedback, draws)
         state.asked += state.setting.batch_size if state.setting.feedback == "full" else feedback.shape[1]
-        if state.played is not None:
-            cell = (duels.row[..., None] * contexts.n_actions + duels.actions).flatten(1)
-            said = duels.weight if state.setting.feedback == "full" else torch.ones_like(duels.weight)
-            state.played.view(cell.shape[0], -1).scatter_add_(1, cell, said.repeat_interleave(2, dim=1))
+        self._count(state, duels, contexts.n_actions, draws)
         state.record.add(contexts, duels, self._singles(state, contexts, duels, draws), logged=draws.logged)
         state.previous = state.policy
         state.kept, fit = state.kept.fit(self._objective(state, draws.t))
@@ -270,6 +271,20 @@ class Direct:
                 f"and {b} always wins ({r}th replicate of its chunk); give a bound instead of 'unbounded'"
             )
 
+    @staticmethod
+    def _count(state: _State, duels: Entries, n_actions: int, draws: Round) -> None:
+        """How often each action has been played, and the signs that it was dealt."""
+        if state.played is None:
+            return
+        cell = (duels.row[..., None] * n_actions + duels.actions).flatten(1)
+        said = duels.weight if state.setting.feedback == "full" else torch.ones_like(duels.weight)
+        said = said.repeat_interleave(2, dim=1)
+        state.played.view(cell.shape[0], -1).scatter_add_(1, cell, said)
+        if state.coins is not None:
+            signs = 2.0 * (draws.uniform("coins", cell.shape[1], COINS) < 0.5) - 1
+            at = cell[..., None].expand(signs.shape)
+            state.coins.view(cell.shape[0], -1, COINS).scatter_add_(1, at, said[..., None] * signs)
+
     def _cast(self, state: _State) -> Cast:
         return Cast(state.policy, state.previous, state.setting.policy, state.held)
 
@@ -292,13 +307,13 @@ class Direct:
     def _duels(self, state: _State, contexts: Contexts, actions: Tensor, label: Tensor, draws: Round) -> Entries:
         """This round's duels, or every pair with its weight where the answers are exact."""
         if state.setting.feedback == "full":
-            return self._every_pair(state, contexts, actions, label)
+            return self._exact(state, contexts, actions, label)
         row = torch.arange(label.shape[1], device=label.device).expand(label.shape)
         if state.setting.contexts is not None:
             assert contexts.index is not None
             row = contexts.index
         if self.labels == "win_rate":
-            label = _win_rate_labels(state.setting.contexts or contexts, row, actions, label)
+            label = win_rate_labels(state.setting.contexts or contexts, row, actions, label)
         elif self.labels == "own":
             label = (draws.uniform("own label", label.shape[1]) < self._own(state, contexts, actions)).to(label.dtype)
         weight = torch.ones_like(label)
@@ -306,27 +321,18 @@ class Direct:
             weight = (actions[..., 0] != actions[..., 1]).to(torch.float64)
         return Entries(row, actions, weight, label)
 
-    def _own(self, state: _State, contexts: Contexts, actions: Tensor) -> Tensor:
-        ratio = state.policy.log_probs(contexts, actions) - state.reference.log_probs(contexts, actions)
-        return torch.sigmoid(state.setting.kl_coef * (ratio[..., 0] - ratio[..., 1]))
-
-    def _every_pair(self, state: _State, pool: Contexts, law: Tensor, table: Tensor) -> Entries:
-        R, X, A = law.shape[:3]
-        cells = torch.cartesian_prod(*[torch.arange(n, device=law.device) for n in (X, A, A)])
-        row, actions = cells[:, 0].expand(R, -1), cells[:, 1:].expand(R, -1, -1)
-        offered = ~torch.isneginf(pool.ref_log_probs)
-        present = offered[..., :, None] & offered[..., None, :]
-        likely = pool.ref_log_probs.argmax(-1)[:, cells[:, 0]]  # padding names an action that exists
-        actions = torch.where(present.reshape(R, -1)[..., None], actions, likely[..., None])
+    def _exact(self, state: _State, pool: Contexts, law: Tensor, table: Tensor) -> Entries:
         if self.labels == "win_rate":
             rate = (law.exp() * table).sum(-1) / law.exp().sum(-1).clamp_min(1e-300)
             table = torch.sigmoid(rate[..., :, None] - rate[..., None, :])
-        label = table.reshape(R, -1)
+        pairs = every_pair(pool, law, table, float(state.setting.batch_size))
         if self.labels == "own":
-            label = self._own(state, Contexts(index=row, pool=pool), actions)
-        assert pool.weights is not None
-        weight = state.setting.batch_size * pool.weights[..., None, None] * law.exp()
-        return Entries(row, actions, weight.reshape(R, -1), label)
+            pairs = pairs._replace(label=self._own(state, Contexts(index=pairs.row, pool=pool), pairs.actions))
+        return pairs
+
+    def _own(self, state: _State, contexts: Contexts, actions: Tensor) -> Tensor:
+        ratio = state.policy.log_probs(contexts, actions) - state.reference.log_probs(contexts, actions)
+        return torch.sigmoid(state.setting.kl_coef * (ratio[..., 0] - ratio[..., 1]))
 
     def _singles(self, state: _State, contexts: Contexts, duels: Entries, draws: Round) -> Entries | None:
         """The responses that the bonus of this round sees."""
@@ -339,7 +345,7 @@ class Direct:
             return Entries(duels.row, duels.actions[..., at : at + 1], weight, torch.zeros_like(duels.label))
         player = policy_of(self.calibration, self._cast(state))
         if state.setting.feedback == "full":
-            return _every_action(contexts, player, float(state.setting.batch_size))
+            return every_action(contexts, player, float(state.setting.batch_size))
         drawn = player.sample(contexts, draws.uniform("calibration", contexts.shape[1]))[..., None]
         return Entries(duels.row, drawn, torch.ones_like(duels.weight), torch.zeros_like(duels.label))
 
@@ -359,7 +365,7 @@ class Direct:
             else getattr(losses, self.hybrid_loss),
         }
         if self.hybrid is not None and {"duels", "logged"} <= set(entries):
-            entries |= _shared(entries, self.hybrid)
+            entries |= shared(entries, self.hybrid)
         if self.bonus is not None:
             functions["singles"] = partial(getattr(losses, self.bonus), **dict(self.bonus_parameters))
             entries["singles"] = self._weighted(state, contexts, entries.get("singles"))
@@ -386,15 +392,21 @@ class Direct:
     def _weighted(self, state: _State, contexts: Contexts, drawn: Entries | None) -> Entries:
         """The bonus's responses with their weights."""
         if isinstance(self.calibration, Expected):
-            drawn = _every_action(contexts, policy_of(self.calibration.player, self._cast(state)), float(state.asked))
+            drawn = every_action(contexts, policy_of(self.calibration.player, self._cast(state)), float(state.asked))
         assert drawn is not None
         weight = drawn.weight
         if self.weighting == "mean":
             weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-300)
-        elif self.weighting == "rarity":
-            assert state.played is not None
-            replicate = torch.arange(weight.shape[0], device=weight.device)[:, None]
-            weight = weight / state.played[replicate, drawn.row, drawn.actions[..., 0]].clamp_min(1.0).sqrt()
+        elif state.played is not None:
+            played, replicate = (
+                state.played.clamp_min(1.0),
+                torch.arange(weight.shape[0], device=weight.device)[:, None],
+            )
+            rarity = played.rsqrt()
+            if state.coins is not None:  # what has never been played has the network's prior, 1
+                average = (state.coins / played[..., None]).square().mean(-1).sqrt()
+                rarity = torch.where(state.played > 0, average, 1.0)
+            weight = weight * rarity[replicate, drawn.row, drawn.actions[..., 0]]
         return drawn._replace(weight=weight)
 
     def _anchored(self, state: _State, parameters: dict[str, float]) -> Callable[[Contexts], Tensor]:
@@ -404,40 +416,6 @@ class Direct:
         if kept in (0.0, 1.0):
             return (last if kept else ref).log_probs
         return lambda contexts: (1 - kept) * ref.log_probs(contexts) + kept * last.log_probs(contexts)
-
-
-def _every_action(contexts: Contexts, player: Policy, total: float) -> Entries:
-    """Every action, weighted by the law of contexts times the player's, `total` in all."""
-    law = player.log_probs(contexts).exp()
-    (R, X, A), offered = law.shape, ~torch.isneginf(contexts.ref_log_probs)
-    cells = torch.cartesian_prod(torch.arange(X, device=law.device), torch.arange(A, device=law.device))
-    likely = contexts.ref_log_probs.argmax(-1)[:, cells[:, 0]]
-    actions = torch.where(offered.reshape(R, -1), cells[:, 1].expand(R, -1), likely)[..., None]
-    share = law.new_full((R, X), 1 / X) if contexts.weights is None else contexts.weights
-    weight = torch.where(offered, total * share[..., None] * law, 0.0).reshape(R, -1)
-    return Entries(cells[:, 0].expand(R, -1), actions, weight, torch.zeros_like(weight))
-
-
-def _shared(entries: dict[str, Entries], share: float) -> dict[str, Entries]:
-    """Online and logged duels reweighted, so that the logged ones make up `share` of the same total."""
-    mass = {kind: entries[kind].weight.sum(-1, keepdim=True) for kind in ("duels", "logged")}
-    total = mass["duels"] + mass["logged"]
-    wanted = {"duels": 1 - share, "logged": share}
-    return {
-        kind: entries[kind]._replace(weight=entries[kind].weight * wanted[kind] * total / mass[kind].clamp_min(1e-300))
-        for kind in wanted
-    }
-
-
-def _win_rate_labels(over: Contexts, row: Tensor, actions: Tensor, label: Tensor) -> Tensor:
-    """sigma(r_1 - r_2), (R, U): r is a response's share of these duels in its context that it won, the duels with
-    itself (one win in two) among them."""
-    cell = (row[..., None] * over.n_actions + actions).flatten(1)
-    played = label.new_zeros(label.shape[0], over.shape[1] * over.n_actions)
-    won = played.scatter_add(1, cell, torch.stack([label, 1 - label], dim=-1).flatten(1))
-    rate = (won / played.scatter_add(1, cell, torch.ones_like(cell, dtype=label.dtype))).gather(1, cell)
-    rate = rate.view(actions.shape)
-    return torch.sigmoid(rate[..., 0] - rate[..., 1])
 
 
 def loss_parameters(name: str) -> list[str]:

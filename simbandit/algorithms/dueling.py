@@ -1,9 +1,9 @@
 """Contextual dueling bandits with a linear reward: which pair to show, from an estimate and the widths of all pairs.
 
-theta_t is the ball-constrained Bradley-Terry MLE of all duels so far, width_ij = ||phi_i - phi_j|| in the inverse of V =
-ridge I + sum z z' ("gram") or of the Hessian H = ridge I + sum sigma'(<theta_t, z>) z z' ("hessian"), for all pairs by
-the Gram trick G_ii + G_jj - 2 G_ij. `policy(state)`: greedy in theta_t. Regrets of a duel by name: `average_regret` (=
-`reward_regret`, halved), `weak_regret`, `strong_regret`, `summed_regret` (not halved: VACDB, FGTS.CDB).
+theta_t is the ball-constrained Bradley-Terry MLE of all duels so far, width_ij = ||phi_i - phi_j|| in the inverse of V
+= ridge I + sum z z' ("gram") or of the Hessian H = ridge I + sum sigma'(<theta_t, z>) z z' ("hessian"), for all pairs
+by the Gram trick G_ii + G_jj - 2 G_ij. `policy(state)`: greedy in theta_t. Regrets of a duel by name: `average_regret`
+(= `reward_regret`, halved), `weak_regret`, `strong_regret`, `summed_regret` (not halved: VACDB, FGTS.CDB).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def duel_radius(radius: DuelRadius, state: DuelState, ridge: float, matrix: Matr
     if not isinstance(radius, str):
         return radius
     if radius == "tuned":
-        return 1.0
+        return 3.0 if matrix == "gram" else 1.5
     assert setting.dim is not None
     d = setting.dim
     if radius == "code":
@@ -105,7 +105,8 @@ class PairUCB:
 
     rule "max_informative" (registry name `maxinp`; Saha 2021, 2111.12306, Algorithm 1): among the promising actions C =
         {i : mu_i - mu_j + radius width_ij >= 0 for all j}, the pair of the largest width.
-    rule "sum" (`maxpairucb`; Di et al. 2023, 2310.00968, section 4 and its code): argmax over all pairs of mu_i + mu_j +
+    rule "sum" (`maxpairucb`; Di et al. 2023, 2310.00968, section 4 and its code): argmax over all pairs of mu_i + mu_j
+    +
         radius width_ij, an action with itself among them.
     `ginop` is "max_informative" with matrix="hessian": confidence that knows the curvature where the estimate is, so
         that the radius loses the factor 1 / kappa. Its paper was seen only as described by others; its rule for the
@@ -113,8 +114,8 @@ class PairUCB:
     Guarantee (Saha 2021, Theorem 2), Bradley-Terry labels, ||phi||, ||theta*|| <= 1, theory radius: `average_regret`
     O~((d / kappa) sqrt(T)). radius: see `duel_radius`. Deviations: a ridge and the world's ball instead of a random
     warm-up of t_0 rounds; refits when the data have grown by `refit_growth` (0: every round, the papers). Complexity
-    O(A d^2 + A^2 d) per context to select, O(d^2) to learn between refits, O(U d^2) a Newton step with U distinct pairs.
-    Raises ValueError for a world without features, or "theory" without a finite range.
+    O(A d^2 + A^2 d) per context to select, O(d^2) to learn between refits, O(U d^2) a Newton step with U distinct
+    pairs. Raises ValueError for a world without features, or "theory" without a finite range.
     """
 
     rule: Literal["max_informative", "sum"] = "max_informative"

@@ -38,8 +38,8 @@ class FGTS:
 
     sampler: "laplace", the Gaussian around the MLE with precision eta x Hessian, shifted by one Newton step of the
         feel-good term: exact up to the likelihood's skewness; or "sgld", `steps` Langevin steps a round on the full
-        gradient from the last sample, theta -= e grad U, plus sqrt(2 e) times noise, e = step_size / trace of a bound on
-        the Hessian of U.
+        gradient from the last sample, theta -= e grad U, plus sqrt(2 e) times noise, e = step_size / trace of a bound
+        on the Hessian of U.
     eta: of the likelihood (their Theorem 5.2 takes 1/4, the default; 1 is the posterior). mu: of the feel-good term,
         None is 1 / (10 e^S sqrt(T)), S the bound on ||theta*||. Prior N(0, I / ridge).
     Guarantee (Theorem 5.2), ||theta*|| <= S: expected `summed_regret` O~(d sqrt(T)). Deviations: the maximiser of an

@@ -41,7 +41,7 @@ def _start(setting: Setting, name: str) -> _State:
 
 def _learn(state: _State, contexts: Contexts, actions: Tensor, feedback: Tensor) -> None:
     assert contexts.index is not None
-    R, X, A, _ = state.wins.shape
+    R, A = len(state.wins), state.wins.shape[-1]
     first, second = actions[..., 0], actions[..., 1]
     said = (first != second).to(feedback.dtype)
     for row, column, label in ((first, second, feedback), (second, first, 1 - feedback)):
@@ -73,9 +73,9 @@ class RUCB:
 
     Zoghi et al. 2014 (1312.3393, ICML 2014), Algorithm 1: u_ij = share + sqrt(alpha log t / n_ij); the champion c is
     uniform over {i : u_ij >= 1/2 for all j} (over all actions where empty), the rival argmax_{j != c} u_jc. Guarantee
-    (Theorem 2), a Condorcet winner and alpha > 1/2: with high probability regret O(A log T). Deviations: no hypothesised
-    best action is remembered between rounds (their set B, a tie-breaking rule); t counts the context's own duels.
-    Complexity O(A^2) per context. Raises ValueError for a world of fresh contexts.
+    (Theorem 2), a Condorcet winner and alpha > 1/2: with high probability regret O(A log T). Deviations: no
+    hypothesised best action is remembered between rounds (their set B, a tie-breaking rule); t counts the context's own
+    duels. Complexity O(A^2) per context. Raises ValueError for a world of fresh contexts.
     """
 
     alpha: float = 0.51
@@ -119,12 +119,12 @@ class RUCB:
 class DoubleThompson:
     """Double Thompson sampling: both actions of a duel come from Beta posteriors of the win probabilities.
 
-    Wu and Liu 2016 (1604.07101, NeurIPS 2016), Algorithm 1. First: with C the actions whose optimistic Copeland score is
-    largest, draw theta_ij ~ Beta(wins_ij + 1, wins_ji + 1) for i < j and take the action of C that wins most sampled
-    matches. Second: among actions with lower bound l_ij <= 1/2 against the first, the largest of fresh draws theta_j,first
-    (the first itself counts 1/2). Guarantee (Theorem 1), a Condorcet winner and alpha > 1/2: expected regret O(A log T +
-    A^2 log log T). Deviations: t counts the context's own duels. Complexity O(A^2) inverse Beta integrals per context.
-    Raises ValueError for a world of fresh contexts.
+    Wu and Liu 2016 (1604.07101, NeurIPS 2016), Algorithm 1. First: with C the actions whose optimistic Copeland score
+    is largest, draw theta_ij ~ Beta(wins_ij + 1, wins_ji + 1) for i < j and take the action of C that wins most sampled
+    matches. Second: among actions with lower bound l_ij <= 1/2 against the first, the largest of fresh draws
+    theta_j,first (the first itself counts 1/2). Guarantee (Theorem 1), a Condorcet winner and alpha > 1/2: expected
+    regret O(A log T + A^2 log log T). Deviations: t counts the context's own duels. Complexity O(A^2) inverse Beta
+    integrals per context. Raises ValueError for a world of fresh contexts.
     """
 
     alpha: float = 0.51

@@ -41,8 +41,8 @@ class GLMUCB:
     is e^{||theta||}. Guarantee: regret (of sigma(<theta*, phi>)) O~((k_mu / c_mu)^2 d sqrt(T)). Deviations: a ridge and
     the world's bound on ||theta|| instead of their projection; no forced round-robin start; refits when the data have
     grown by `refit_growth` (0: every round, the paper). Metrics are of the world's linear reward, of which the
-    Bernoulli mean is an increasing function, so the best action is the same. `policy`: greedy. Complexity: a refit costs
-    O(N d^2) per Newton step, N = X A in a finite world, else the rounds so far.
+    Bernoulli mean is an increasing function, so the best action is the same. `policy`: greedy. Complexity: a refit
+    costs O(N d^2) per Newton step, N = X A in a finite world, else the rounds so far.
     """
 
     radius: Literal["tuned"] | float = "tuned"

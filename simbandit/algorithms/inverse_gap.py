@@ -69,7 +69,8 @@ class _State:
 
 @dataclass(frozen=True)
 class SquareCB:
-    """SquareCB: inverse gap weighting on an online regression, p_a = 1 / (A + gamma_t (y_b - y_a)), the rest to the best b.
+    """SquareCB: inverse gap weighting on an online regression, p_a = 1 / (A + gamma_t (y_b - y_a)), the rest to the
+    best b.
 
     Foster and Rakhlin 2020 (2002.04926), Algorithm 1 with mu = A; y_a = <theta_t, phi_a> / range. gamma: "tuned" = 10
     sqrt(t) (gamma_scale 10, gamma_exponent 1/2 of Vowpal Wabbit), "theory" = sqrt(A T / (Reg_Sq + log(2 / delta))) with
@@ -228,9 +229,9 @@ class Exp4:
     """EXP4 on a small set of policies: exponential weights on importance-weighted losses, w_e proportional to
     exp(-step_size sum l_hat_e).
 
-    Auer et al. 2002, as in Lattimore and Szepesvari 2020, Algorithm 11: actions from p = sum_e w_e e(. | x), l_hat_e = e(a
-    | x) (1 - r) / p(a | x) with r mapped to [0, 1] by the range. Guarantee (their Theorem 18.1), losses in [0, 1], any
-    (adversarial) contexts and rewards: expected regret against the best of E policies <= sqrt(2 T A log E) at the
+    Auer et al. 2002, as in Lattimore and Szepesvari 2020, Algorithm 11: actions from p = sum_e w_e e(. | x), l_hat_e =
+    e(a | x) (1 - r) / p(a | x) with r mapped to [0, 1] by the range. Guarantee (their Theorem 18.1), losses in [0, 1],
+    any (adversarial) contexts and rewards: expected regret against the best of E policies <= sqrt(2 T A log E) at the
     default step_size sqrt(2 log E / (A T)).
 
     policies: the set, any `Policy` objects; empty: "argmax of feature j" and "argmin of feature j" for every j, the

@@ -41,10 +41,10 @@ class APPO:
 
     threshold: their Gamma, of order Delta / sqrt(d) for a gap Delta between the best and the second action. step_size:
     None is sqrt(2 log A / T). Guarantee (their Theorem 5.1, Corollary 5.3), linear reward, gap Delta, tuned constants:
-    regret O~(d^2 / Delta) with O~(d^2 / Delta^2) questions. Deviations: the advantage is taken against the mean features
-    of pi_t, z = phi(x, a) - phi(x, pi_t), for all contexts at once, instead of against the sampled opponent of the present
-    one; weights move in rounds in which something was asked. `policy`: the law it plays next. Complexity O(X A d^2) a
-    round. Raises ValueError for fresh contexts or a world without features.
+    regret O~(d^2 / Delta) with O~(d^2 / Delta^2) questions. Deviations: the advantage is taken against the mean
+    features of pi_t, z = phi(x, a) - phi(x, pi_t), for all contexts at once, instead of against the sampled opponent of
+    the present one; weights move in rounds in which something was asked. `policy`: the law it plays next. Complexity
+    O(X A d^2) a round. Raises ValueError for fresh contexts or a world without features.
     """
 
     threshold: float = 0.3
@@ -121,12 +121,12 @@ class ADPO:
     """ADPO's confidence rule on an online DPO: a pair on which the policy is sure is not asked but labelled by itself.
 
     Ji, He, Gu 2024 (2402.09401), section 6: with the implied reward r = kl_coef log(pi / pi_ref) of the present policy,
-    |r(a) - r(b)| > confidence means no question and the pseudo-label sign(r(a) - r(b)); otherwise the annotator's label.
-    The policy is the DPO minimiser over log-linear policies on all labels so far: the Gibbs policy of the Bradley-Terry
-    MLE. players: who offers the pairs, the "reference" (their data sets) or the "current" policy.
+    |r(a) - r(b)| > confidence means no question and the pseudo-label sign(r(a) - r(b)); otherwise the annotator's
+    label. The policy is the DPO minimiser over log-linear policies on all labels so far: the Gibbs policy of the
+    Bradley-Terry MLE. players: who offers the pairs, the "reference" (their data sets) or the "current" policy.
 
-    confidence: their gamma (1.3 in their runs; the code's default 2.0). No guarantee; at first all implied rewards are 0
-    and everything is asked; early errors can lock in, because a pseudo-label confirms itself. `policy`: that Gibbs
+    confidence: their gamma (1.3 in their runs; the code's default 2.0). No guarantee; at first all implied rewards are
+    0 and everything is asked; early errors can lock in, because a pseudo-label confirms itself. `policy`: that Gibbs
     policy. Complexity: a refit when the data have grown by `refit_growth`. Raises ValueError for a world without
     features.
     """

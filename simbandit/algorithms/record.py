@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from simbandit.data import Duels
-from simbandit.types import Contexts, Setting
+from simbandit.types import Contexts, Policy, Setting
 
 
 class Entries(NamedTuple):
@@ -124,3 +124,51 @@ def _joined(parts: list[Contexts]) -> Contexts:
     index = torch.cat(numbers, dim=1) if len(numbers) == len(parts) else None
     features = torch.cat([c.features for c in parts], dim=1) if parts[0].has_features else None
     return Contexts(index=index, features=features, ref_log_probs=torch.cat([c.ref_log_probs for c in parts], dim=1))
+
+
+def every_pair(pool: Contexts, law: Tensor, table: Tensor, total: float) -> Entries:
+    """All ordered pairs of every context with their exact labels, table (R, X, A, A), weighted by the law of contexts
+    times that of pairs, law its logarithm; `total` in all."""
+    (R, X, A), device = law.shape[:3], law.device
+    cells = torch.cartesian_prod(*[torch.arange(n, device=device) for n in (X, A, A)])
+    offered = ~torch.isneginf(pool.ref_log_probs)
+    present = (offered[..., :, None] & offered[..., None, :]).reshape(R, -1)
+    likely = pool.ref_log_probs.argmax(-1)[:, cells[:, 0]]  # padding names an action that exists
+    actions = torch.where(present[..., None], cells[:, 1:].expand(R, -1, -1), likely[..., None])
+    assert pool.weights is not None
+    weight = total * pool.weights[..., None, None] * law.exp()
+    return Entries(cells[:, 0].expand(R, -1), actions, weight.reshape(R, -1), table.reshape(R, -1))
+
+
+def every_action(contexts: Contexts, player: Policy, total: float) -> Entries:
+    """Every action, weighted by the law of contexts times the player's, `total` in all."""
+    law = player.log_probs(contexts).exp()
+    (R, X, A), offered = law.shape, ~torch.isneginf(contexts.ref_log_probs)
+    cells = torch.cartesian_prod(torch.arange(X, device=law.device), torch.arange(A, device=law.device))
+    likely = contexts.ref_log_probs.argmax(-1)[:, cells[:, 0]]
+    actions = torch.where(offered.reshape(R, -1), cells[:, 1].expand(R, -1), likely)[..., None]
+    share = law.new_full((R, X), 1 / X) if contexts.weights is None else contexts.weights
+    weight = torch.where(offered, total * share[..., None] * law, 0.0).reshape(R, -1)
+    return Entries(cells[:, 0].expand(R, -1), actions, weight, torch.zeros_like(weight))
+
+
+def shared(entries: dict[str, Entries], share: float) -> dict[str, Entries]:
+    """Online and logged duels reweighted, so that the logged ones make up `share` of the same total."""
+    mass = {kind: entries[kind].weight.sum(-1, keepdim=True) for kind in ("duels", "logged")}
+    total = mass["duels"] + mass["logged"]
+    wanted = {"duels": 1 - share, "logged": share}
+    return {
+        kind: entries[kind]._replace(weight=entries[kind].weight * wanted[kind] * total / mass[kind].clamp_min(1e-300))
+        for kind in wanted
+    }
+
+
+def win_rate_labels(over: Contexts, row: Tensor, actions: Tensor, label: Tensor) -> Tensor:
+    """sigma(r_1 - r_2), (R, U): r is a response's share of these duels in its context that it won, the duels with
+    itself (one win in two) among them."""
+    cell = (row[..., None] * over.n_actions + actions).flatten(1)
+    played = label.new_zeros(label.shape[0], over.shape[1] * over.n_actions)
+    won = played.scatter_add(1, cell, torch.stack([label, 1 - label], dim=-1).flatten(1))
+    rate = (won / played.scatter_add(1, cell, torch.ones_like(cell, dtype=label.dtype))).gather(1, cell)
+    rate = rate.view(actions.shape)
+    return torch.sigmoid(rate[..., 0] - rate[..., 1])

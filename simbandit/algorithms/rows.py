@@ -80,7 +80,7 @@ def _self_play(loss: str, *, optimistic: bool = False, labels: Labels = "duel") 
 
 GAMES: dict[str, Direct] = {
     "online_ipo": Direct(loss="ipo", value_range="unbounded"),
-    "ipo_md": Direct(loss="ipo", players=(Tilt(0.875, 0.125),) * 2, value_range="unbounded"),
+    "ipo_md": Direct(loss="ipo", players=(Tilt(0.875, 0.125), Tilt(0.875, 0.125)), value_range="unbounded"),
     "inpo": Direct(loss="inpo", data="fresh", anchor="mirror", loss_parameters=(("step_size", 1.0),)),
     "onpo": _self_play("onpo", optimistic=True),
     "spo": _self_play("onpo"),

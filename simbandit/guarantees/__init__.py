@@ -11,17 +11,26 @@ from simbandit.guarantees.claims import (
     Verdict,
     judge,
 )
+from simbandit.guarantees.rates import Growth, burn_in_sensitivity, growth
 from simbandit.guarantees.rows import MissingData
+from simbandit.guarantees.sample_complexity import Complexity, QueriesTo, complexity, queries_to
 
 __all__ = [
     "Claim",
+    "Complexity",
     "Exponent",
     "Frequency",
+    "Growth",
     "Identity",
     "MissingData",
     "Monotone",
     "Number",
     "Ordering",
+    "QueriesTo",
     "Verdict",
+    "burn_in_sensitivity",
+    "complexity",
+    "growth",
     "judge",
+    "queries_to",
 ]

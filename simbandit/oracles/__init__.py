@@ -11,6 +11,8 @@ from simbandit.oracles.games import clone, condorcet_not_borda, cycle, dice, rat
 from simbandit.oracles.models import GPM, Bilinear, BladeChest, LinearPreference, pair_features
 from simbandit.oracles.populations import Population
 from simbandit.oracles.reward import (
+    BernoulliReward,
+    BoundBernoulliReward,
     BoundBradleyTerry,
     BoundNoisyReward,
     BoundPlackettLuce,
@@ -42,8 +44,10 @@ from simbandit.oracles.wrappers import (
 __all__ = [
     "GPM",
     "AnnotatorPool",
+    "BernoulliReward",
     "Bilinear",
     "BladeChest",
+    "BoundBernoulliReward",
     "BoundBradleyTerry",
     "BoundFullInformation",
     "BoundNoisyReward",

@@ -67,7 +67,8 @@ class BoundFullInformation:
     def respond(self, contexts: Contexts, log_probs: Tensor, draws: Round) -> Tensor:
         """Win probabilities P q against the policy q = exp(log_probs) (R, X, A), or expected rewards.
 
-        (R, X, A); or, for a law of pairs (R, X, A, A), every pair's win probability. Entries of absent actions are defined (1/2, or 0) and mean nothing.
+        (R, X, A); or, for a law of pairs (R, X, A, A), every pair's win probability. Entries of absent actions are
+        defined (1/2, or 0) and mean nothing.
         """
         if log_probs.ndim == 4:
             return self.win_table(contexts)

@@ -1,4 +1,4 @@
-"""Annotators that follow the world's rewards: Bradley-Terry, Thurstone, Plackett-Luce, noisy rewards."""
+"""Annotators that follow the world's rewards: Bradley-Terry, Thurstone, Plackett-Luce, noisy and Bernoulli rewards."""
 
 from __future__ import annotations
 
@@ -242,6 +242,63 @@ class BoundNoisyReward:
         check_selected(self, actions)
         mean = self.mean(contexts, actions)[..., 0]
         return mean + self.oracle.noise_std * draws.normal("noise", mean.shape[1])
+
+
+@dataclass(frozen=True)
+class BernoulliReward:
+    """Reward feedback of 0 or 1: P(1 | x, a) = sigma(r(x, a)) with link "logistic", r(x, a) itself with "identity".
+
+    Metrics stay those of the world's reward r; the best action is the same. Raises ValueError for an unknown link, and
+    when bound to a world whose reward range leaves [0, 1] with "identity".
+    """
+
+    link: Literal["logistic", "identity"] = "logistic"
+
+    def __post_init__(self) -> None:
+        if self.link not in ("logistic", "identity"):
+            raise ValueError(f"link: must be 'logistic' or 'identity', got {self.link!r}")
+
+    @property
+    def feedback(self) -> Feedback:
+        return "reward"
+
+    @property
+    def n_select(self) -> int:
+        return 1
+
+    def bind(self, instance: Any) -> BoundBernoulliReward:
+        low, high = with_rewards(self, instance).reward_range
+        if self.link == "identity" and not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"link: 'identity' takes rewards as probabilities, and ({low:g}, {high:g}) is outside [0, 1]"
+            )
+        return BoundBernoulliReward(self, instance)
+
+    def mean(self, contexts: Contexts, actions: Tensor | None = None) -> Tensor:
+        raise unbound(self)
+
+    def respond(self, contexts: Contexts, actions: Tensor, draws: Round) -> Tensor:
+        raise unbound(self)
+
+
+@dataclass(frozen=True, eq=False)
+class BoundBernoulliReward:
+    oracle: BernoulliReward
+    instance: Any
+
+    feedback: ClassVar[Feedback] = "reward"
+    n_select: ClassVar[int] = 1
+
+    def mean(self, contexts: Contexts, actions: Tensor | None = None) -> Tensor:
+        """P(1): (R, B, k) of the actions (R, B, k), or (R, B, A) of all."""
+        rewards = self.instance.rewards(contexts) if actions is None else rewards_of(self.instance, contexts, actions)
+        return torch.sigmoid(rewards) if self.oracle.link == "logistic" else rewards
+
+    def respond(self, contexts: Contexts, actions: Tensor, draws: Round) -> Tensor:
+        """0 or 1, (R, B), for the action (R, B, 1)."""
+        check_selected(self, actions)
+        mean = self.mean(contexts, actions)[..., 0]
+        return (draws.uniform("annotator", mean.shape[1]) < mean).to(mean.dtype)
 
 
 def _win_table(rewards: Tensor, ref_log_probs: Tensor, link: Callable[[Tensor], Tensor]) -> Tensor:

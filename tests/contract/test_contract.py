@@ -38,7 +38,7 @@ from tests.contract.problems import (
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=str)
 NAMES = pytest.mark.parametrize("name", algorithms.names())
-ROUNDS = 4
+ROUNDS = 3
 SIZES: dict[str, Any] = {"rounds": ROUNDS, "batch_size": 7}
 METRICS = ["suboptimality", "kl_to_ref", "policy_reward_regret", "reward_regret", "cumulative_suboptimality"]
 
@@ -181,7 +181,7 @@ def check_law(results: Any, world: Any, replicates: int = 2) -> None:
 
 
 @EVERY
-@pytest.mark.parametrize("kl_coef", [1e-3, 0.1, 1.0, 1e2])
+@pytest.mark.parametrize("kl_coef", [1e-3, 1e2])
 def test_outputs_are_laws_at_every_scale_of_kl_coef(case, kl_coef):
     problem = case.problem(kl_coef)
     check_law(run(case, problem), problem.world)
@@ -431,7 +431,7 @@ def test_learns_at_all(case):
     """Or the tests of updates would say little: given data, the policy moves (some take several rounds for a step)."""
     data = batch(case)
     start = case.algorithm.policy(case.algorithm.init(data.setting)).log_probs(data.setting.contexts)
-    moved = not torch.allclose(learn(case.algorithm, data, 1 if case.algorithm.offline else 16), start)
+    moved = not torch.allclose(learn(case.algorithm, data, 1 if case.algorithm.offline else 10), start)
     assert moved == (case.name != "uniform")
 
 
