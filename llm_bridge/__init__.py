@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llm_bridge.candidates import candidate_pool as candidate_pool
+    from llm_bridge.candidates import preference_table as preference_table
     from llm_bridge.enumerable import EnumerableLM as EnumerableLM
     from llm_bridge.policy import LMPolicy as LMPolicy
     from llm_bridge.policy import Training as Training
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from llm_bridge.scoring import token_log_probs as token_log_probs
 
 _NAMES = {
+    "candidate_pool": "llm_bridge.candidates",
+    "preference_table": "llm_bridge.candidates",
     "EnumerableLM": "llm_bridge.enumerable",
     "LMPolicy": "llm_bridge.policy",
     "Training": "llm_bridge.policy",
@@ -23,7 +27,15 @@ _NAMES = {
     "token_log_probs": "llm_bridge.scoring",
 }
 
-__all__ = ["EnumerableLM", "LMPolicy", "Training", "sequence_log_probs", "token_log_probs"]
+__all__ = [
+    "EnumerableLM",
+    "LMPolicy",
+    "Training",
+    "candidate_pool",
+    "preference_table",
+    "sequence_log_probs",
+    "token_log_probs",
+]
 
 
 def __getattr__(name: str) -> Any:

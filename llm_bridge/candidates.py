@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,8 @@ def _built(
     uniforms = [u for x in numbers for u in generator(seed, x, "candidates").random(k).tolist()]
     owners = [x for x in numbers for _ in range(k)]
     drawn = policy.generate(owners, uniforms, temperature=temperature)
-    counts = pd.Series(list(zip(owners, drawn, strict=True))).value_counts(sort=False)
-    pairs = list(counts.index)
+    counts = Counter(zip(owners, drawn, strict=True))
+    pairs = list(counts)
     prompts, responses = [policy.catalogue.prompts[x] for x, _ in pairs], [r for _, r in pairs]
     read = policy.catalogue
     texts = [(read.prompt_text(x), policy.tokenizer.decode(list(r), skip_special_tokens=True)) for x, r in pairs]
@@ -136,7 +137,7 @@ def _built(
             "prompt_text": [p for p, _ in texts],
             "response_text": [r for _, r in texts],
             "tokens": [list(r) for r in responses],
-            "drawn": counts.to_numpy(),
+            "drawn": list(counts.values()),
             "ref_log_prob": sequence_log_probs(policy.model, prompts, responses).double().numpy(),
             "truncated": [r[-1] not in read.end for r in responses],
         }
@@ -147,9 +148,8 @@ def _built(
 
 
 def _world(policy: LMPolicy, frame: pd.DataFrame, features: np.ndarray | None) -> TableWorld:
-    n, k = len(policy.catalogue.prompts), int(frame.groupby("prompt").size().max())
-    place = frame.groupby("prompt").cumcount().to_numpy()
-    row = frame["prompt"].to_numpy()
+    row, place = frame["prompt"].to_numpy(), frame.groupby("prompt").cumcount().to_numpy()
+    n, k = len(policy.catalogue.prompts), int(place.max()) + 1
 
     def table(values: np.ndarray, empty: float) -> np.ndarray:
         held = np.full((n, k, *values.shape[1:]), empty)

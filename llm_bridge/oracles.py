@@ -212,12 +212,14 @@ class Cached:
         self.name = judge.name
         if self.path is not None and self.path.exists():
             first, *lines = self.path.read_text().splitlines()
-            if json.loads(first)["judge"] != self.name:
+            owner = json.loads(first)["judge"]
+            if owner != self.name:
                 raise ValueError(
-                    f"path: {self.path} holds the answers of {json.loads(first)['judge']}, and the judge is {self.name}; "
-                    "use another file"
+                    f"path: {self.path} holds the answers of {owner}, and the judge is {self.name}; use another file"
                 )
-            whole = [line for line in lines if line.endswith("}")]  # a killed process may leave half a line
+            whole = [line for line in lines if line.endswith("}")]
+            if len(whole) < len(lines):  # a killed process left half a line
+                self.path.write_text("\n".join([first, *whole]) + "\n")
             self.held = {row["key"]: row["p"] for row in map(json.loads, whole)}
         elif self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)

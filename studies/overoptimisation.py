@@ -132,7 +132,7 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Task]:
             {"law": law, "method": method},
             function,
             {"law": law, "size": POOL[method]},
-            settings.replicates,
+            settings.replicates * (2 if method == BEST else 1),
             settings.seed,
         )
         for law in laws

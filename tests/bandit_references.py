@@ -5,44 +5,43 @@ from __future__ import annotations
 import numpy as np
 
 
-def linucb(features: np.ndarray, rewards: np.ndarray, radius: float, ridge: float) -> list[int]:
-    """Actions of LinUCB on features (T, A, d) and the rewards (T, A) that any action would get."""
+def linucb(features: np.ndarray, rewards: np.ndarray, radius: float, ridge: float, first: int) -> list[int]:
+    """Actions of LinUCB on features (T, A, d) and the rewards (T, A) that any action would get, the first one given."""
     d = features.shape[-1]
     V, b, actions = ridge * np.eye(d), np.zeros(d), []
     for phi, r in zip(features, rewards, strict=True):
         theta = np.linalg.solve(V, b)
         widths = np.sqrt(np.sum(phi * np.linalg.solve(V, phi.T).T, axis=1))
-        actions.append(first_best(phi @ theta + radius * widths))
+        actions.append(first_best(phi @ theta + radius * widths) if actions else first)
         x = phi[actions[-1]]
         V, b = V + np.outer(x, x), b + r[actions[-1]] * x
     return actions
 
 
-def maxinp(features: np.ndarray, uniforms: np.ndarray, margins: np.ndarray, radius: float, ridge: float) -> list:
-    """Unordered pairs of MaxInP on features (T, A, d); the first wins where uniform < sigma(its margin), margins (T, A)
-    the true rewards. matrix_ridge 1, likelihood ridge `ridge`, refitted every round."""
+def maxinp(
+    features: np.ndarray, uniforms: np.ndarray, rewards: np.ndarray, orders: np.ndarray, radius: float, ridge: float
+) -> list[tuple[int, int]]:
+    """Unordered pairs of MaxInP on features (T, A, d), refitted every round (likelihood ridge `ridge`, V starting from
+    I). orders (T, 2): which of the pair comes first, the annotator's uniform is compared with P(first wins); the very
+    first pair, where nothing but a tie may differ, needs none."""
     d = features.shape[-1]
     V, zs, ys, pairs, theta = np.eye(d), [], [], [], np.zeros(d)
-    for phi, u, r in zip(features, uniforms, margins, strict=True):
+    for phi, u, r, order in zip(features, uniforms, rewards, orders, strict=True):
         difference = phi[:, None] - phi[None]
         widths = np.sqrt(np.einsum("ijd,de,ije->ij", difference, np.linalg.inv(V), difference).clip(0))
         gaps = (phi @ theta)[:, None] - (phi @ theta)[None]
         promising = np.flatnonzero((gaps + radius * widths >= 0).all(1))
         inside = widths[np.ix_(promising, promising)]
-        i, j = np.unravel_index(first_best(inside.ravel()), inside.shape)
-        pair = (int(promising[min(i, j)]), int(promising[max(i, j)]))
-        pairs.append(pair)
-        z = phi[pair[0]] - phi[pair[1]]
-        zs.append(z)
-        ys.append(float(u < 1 / (1 + np.exp(-(r[pair[0]] - r[pair[1]])))))
-        Z, y = np.array(zs), np.array(ys)
-        V = V + np.outer(z, z)
-        for _ in range(30):  # Newton on the ridge likelihood
+        i, j = (int(promising[k]) for k in np.unravel_index(first_best(inside.ravel()), inside.shape))
+        pairs.append((min(i, j), max(i, j)))
+        first, second = (i, j) if order[0] == i else (j, i)
+        zs.append(phi[first] - phi[second])
+        ys.append(float(u < 1 / (1 + np.exp(-(r[first] - r[second])))))
+        Z, y, V = np.array(zs), np.array(ys), V + np.outer(zs[-1], zs[-1])
+        for _ in range(50):  # Newton on the ridge likelihood
             p = 1 / (1 + np.exp(-Z @ theta))
-            step = np.linalg.solve((Z.T * (p * (1 - p))) @ Z + ridge * np.eye(d), Z.T @ (p - y) + ridge * theta)
-            theta = theta - step
-            if np.abs(step).max() < 1e-14:
-                break
+            hessian = (Z.T * (p * (1 - p))) @ Z + ridge * np.eye(d)
+            theta = theta - np.linalg.solve(hessian, Z.T @ (p - y) + ridge * theta)
     return pairs
 
 

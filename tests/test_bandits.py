@@ -59,31 +59,23 @@ def trajectories(algorithm: Any, rounds: int = 150, world: Any = FRESH) -> tuple
     return phi, np.stack([r[1][:, 0] for r in recorder.rounds]), rewards
 
 
-@pytest.mark.parametrize(("name", "fields", "radius"), [
-    ("linucb", {}, 1.0), ("linucb", {"radius": 0.3}, 0.3), ("lints", {"scale": 0.0}, 0.0), ("epsilon_greedy",
-    {"epsilon": 0.0}, 0.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "fields", "radius"),
+    [
+        ("linucb", {}, 1.0),
+        ("linucb", {"radius": 0.3}, 0.3),
+        ("lints", {"scale": 0.0}, 0.0),
+        ("epsilon_greedy", {"epsilon": 0.0}, 0.0),
+    ],
+)
 def test_every_action_is_the_references(name, fields, radius):
-    """From round 1 on the scores differ; in round 0 and 0 alone the greedy ones are all tied, and the noise decides."""
+    """In round 0 all actions are tied (features have norm 1) and the noise drawn in advance decides; from then on all
+    scores differ, and every action must be the reference's."""
     phi, actions, rewards = trajectories(algorithms.create(name, **fields))
+    assert len(np.unique(actions[0])) > 3
     for r in range(SEEDS):
-        if radius > 0:
-            expected = bandit_references.linucb(phi[:, r], rewards[:, r], radius, 1.0)
-        else:  # after the first, tied, round: that action is given
-            first = int(actions[0, r])
-            expected = [first, *greedy_after(phi[:, r], rewards[:, r], first)]
+        expected = bandit_references.linucb(phi[:, r], rewards[:, r], radius, 1.0, first=int(actions[0, r]))
         assert expected == actions[:, r].tolist()
-
-
-def greedy_after(phi: np.ndarray, rewards: np.ndarray, first: int) -> list[int]:
-    d = phi.shape[-1]
-    V, b = np.eye(d) + np.outer(phi[0, first], phi[0, first]), rewards[0, first] * phi[0, first]
-    actions = []
-    for t in range(1, len(phi)):
-        actions.append(int((phi[t] @ np.linalg.solve(V, b)).argmax()))
-        x = phi[t, actions[-1]]
-        V, b = V + np.outer(x, x), b + rewards[t, actions[-1]] * x
-    return actions
 
 
 def test_the_disjoint_model_is_the_shared_one_on_blocks():
@@ -95,7 +87,7 @@ def test_the_disjoint_model_is_the_shared_one_on_blocks():
     assert len(np.unique(actions)) == phi.shape[2]
 
 
-@pytest.mark.parametrize("radius", ["determinant", "bound", "theory"])
+@pytest.mark.parametrize("radius", ["determinant", "bound"])
 def test_confidence_sets_are_violated_at_most_as_often_as_promised(radius):
     """||theta_hat - theta*||_V > radius in some round: at most delta = 5 % of 2,000 replicates, exact binomial; and the
     set is no larger than it need be by orders of magnitude, or anything would pass."""
@@ -130,6 +122,8 @@ def test_radii_by_hand():
         assert state.radius == pytest.approx(expected, rel=1e-12)
     state = algorithms.create("linucb", radius="determinant", noise_std=0.5, ridge=0.5).init(setting)
     np.testing.assert_allclose(state.radius, 0.5 * np.sqrt(2 * np.log(1 / 0.05)) + 2 * np.sqrt(0.5))
+    theory = algorithms.create("linucb", radius="theory", noise_std=0.5, ridge=0.5).init(setting)
+    assert torch.equal(torch.as_tensor(theory.radius), torch.as_tensor(state.radius))
 
 
 def simulate_setting(world: Any, **changes: Any) -> Setting:
@@ -226,7 +220,7 @@ def test_regret_is_below_that_of_playing_at_random(name):
 
 def test_glm_ucb_learns_bernoulli_rewards():
     problem = Problem(LinearWorld(6, 5, 3, theta_norm=3.0), BernoulliReward(), 1.0)
-    run = simulate(problem, algorithms.create("glm_ucb"), rounds=400, replicates=12, metrics=["policy_reward_regret"])
+    run = simulate(problem, algorithms.create("glm_ucb"), rounds=200, replicates=12, metrics=["policy_reward_regret"])
     assert run.final("policy_reward_regret").mean() < 0.25 * run.frame().query("round == 0")["value"].mean()
 
 
@@ -285,8 +279,9 @@ def test_bernoulli_means_are_probabilities():
     world = LinearWorld(3, 4, 2, theta_norm=2.0)
     with pytest.raises(ValueError, match=r"link: .* outside \[0, 1\]"):
         BernoulliReward("identity").bind(world.instance(2, Draws(0, 2)))
+    wrong: Any = "probit"
     with pytest.raises(ValueError, match="link: must be 'logistic' or 'identity'"):
-        BernoulliReward(**{"link": "probit"})
+        BernoulliReward(wrong)
 
 
 def test_bernoulli_rewards_have_their_mean():

@@ -79,8 +79,9 @@ def payoffs() -> np.ndarray:
 
 def asymmetric(game: np.ndarray, first: Any, second: Any, value: float) -> None:
     """A game that is not symmetric: the saddle point of small kl_coef near the others' strategies, its value theirs."""
-    payoff, refs = torch.from_numpy(game), [torch.full((n,), -math.log(n), dtype=torch.float64) for n in game.shape]
-    saddle = solve_zero_sum(payoff, *refs, 1e-3)
+    payoff = torch.from_numpy(game)
+    one, two = (torch.full((n,), -math.log(n), dtype=torch.float64) for n in game.shape)
+    saddle = solve_zero_sum(payoff, one, two, 1e-3)
     assert bool(saddle.converged)
     p, q = saddle.first.exp(), saddle.second.exp()
     np.testing.assert_allclose(p, first, atol=0.03)
@@ -88,8 +89,8 @@ def asymmetric(game: np.ndarray, first: Any, second: Any, value: float) -> None:
     bound = 1e-3 * math.log(5) * 2
     assert float((payoff @ q).max()) - float((p @ payoff).min()) < bound
     assert float(p @ payoff @ q) == pytest.approx(value, abs=bound)
-    logs = [torch.tensor(x, dtype=torch.float64).log() for x in (first, second)]
-    assert float(saddle_gap(*logs, payoff, *refs, 1e-3)) < 2 * bound
+    theirs = [torch.tensor(x, dtype=torch.float64).log() for x in (first, second)]
+    assert float(saddle_gap(theirs[0], theirs[1], payoff, one, two, 1e-3)) < 2 * bound
 
 
 def test_asymmetric_games_by_scipy():

@@ -79,7 +79,9 @@ def test_restricted_games_state_the_support():
     inside = restrict(ref, offered)
     torch.testing.assert_close(inside.exp().sum(-1), torch.ones(4, dtype=torch.float64))
     assert bool(torch.isneginf(solve(P, inside, 0.1).log_probs[:, ~offered]).all())
-    with pytest.raises(ValueError, match=r"offered: .* without an action; the reference has mass on actions \[0, 2, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"offered: .* without an action; the reference has mass on actions \[0, 2, 3\]"
+    ):
         restrict(inside, ~offered)
     with pytest.raises(ValueError, match=r"ref_log_probs: must be log-probabilities, .* restrict"):
         solve(P, ref.masked_fill(~offered, -torch.inf), 0.1)

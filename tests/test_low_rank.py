@@ -1,5 +1,7 @@
 """Maximum likelihood within a rank, against the full-rank fit, SciPy, and the truth."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -22,28 +24,35 @@ def data(duels: int = 4, seed: int = 0) -> tuple[torch.Tensor, ...]:
     return first, second, torch.from_numpy(rng.binomial(duels, p.numpy()).astype(float)), count, truth
 
 
-def full_rank(first, second, wins, count, ridge=RIDGE):
+def full_rank(duels: Sequence[torch.Tensor], ridge: float = RIDGE) -> torch.Tensor:
+    first, second, wins, count = duels
     fit = preferences.bilinear_mle(first, second, wins, count, ridge=ridge)
     assert bool(fit.converged.all())
     return preferences.skew_matrix(fit.theta)
 
 
-def loss(matrix: torch.Tensor, first, second, wins, count, ridge=RIDGE) -> torch.Tensor:
+def loss(matrix: torch.Tensor, duels: Sequence[torch.Tensor], ridge: float = RIDGE) -> torch.Tensor:
+    first, second, wins, count = duels
     s = ((first @ matrix) * second).sum(-1)
     log = torch.nn.functional.logsigmoid
     return ridge / 4 * matrix.square().sum((-1, -2)) - (wins * log(s) + (count - wins) * log(-s)).sum(-1)
 
 
+def within(duels: Sequence[torch.Tensor], rank: int, start: torch.Tensor) -> low_rank.LowRankFit:
+    first, second, wins, count = duels
+    return low_rank_mle(first, second, wins, count, rank, ridge=RIDGE, start=start)
+
+
 @pytest.mark.parametrize("rank", [2, 4])
 def test_it_is_the_minimum_that_scipy_finds(rank):
     *duels, _ = data()
-    start = full_rank(*duels)
-    fit = low_rank_mle(*duels, rank, ridge=RIDGE, start=start)
+    start = full_rank(duels)
+    fit = within(duels, rank, start)
     assert bool(fit.converged.all())
     assert bool((torch.linalg.matrix_rank(fit.matrix, rtol=1e-9) == rank).all())
     assert torch.equal(fit.matrix, -fit.matrix.mT)
-    torch.testing.assert_close(fit.value, loss(fit.matrix, *duels))
-    truncated = loss(low_rank.truncate_rank(start, rank), *duels)
+    torch.testing.assert_close(fit.value, loss(fit.matrix, duels))
+    truncated = loss(low_rank.truncate_rank(start, rank), duels)
     assert bool((fit.value < truncated - 1e-3).all())  # truncation is not the maximum within the rank
     rng = np.random.default_rng(1)
     for r in range(R):
@@ -52,7 +61,7 @@ def test_it_is_the_minimum_that_scipy_finds(rank):
         def at(x, one=one):
             leaf = torch.from_numpy(x).requires_grad_(True)
             U, W = leaf.reshape(2, D, rank // 2)
-            value = loss((U @ W.T - W @ U.T)[None], *one).sum()
+            value = loss((U @ W.T - W @ U.T)[None], one).sum()
             (slope,) = torch.autograd.grad(value, leaf)
             return float(value.detach()), slope.numpy()
 
@@ -62,9 +71,9 @@ def test_it_is_the_minimum_that_scipy_finds(rank):
 
 def test_at_full_rank_it_is_the_fit_without_the_constraint():
     *duels, _ = data()
-    start = full_rank(*duels)
+    start = full_rank(duels)
     for begin in (start, start + 0.3 * preferences.skew_matrix(torch.ones(R, D * (D - 1) // 2, dtype=torch.float64))):
-        fit = low_rank_mle(*duels, D, ridge=RIDGE, start=begin)
+        fit = within(duels, D, begin)
         assert bool(fit.converged.all())
         torch.testing.assert_close(fit.matrix, start, atol=1e-6, rtol=0)
 
@@ -74,8 +83,8 @@ def test_it_estimates_better_than_truncation():
     errors = []
     for seed in range(6):
         *duels, truth = data(seed=seed)
-        start = full_rank(*duels)
-        fits = (start, low_rank.truncate_rank(start, 2), low_rank_mle(*duels, 2, ridge=RIDGE, start=start).matrix)
+        start = full_rank(duels)
+        fits = (start, low_rank.truncate_rank(start, 2), within(duels, 2, start).matrix)
         errors.append([float((m - truth).square().mean()) for m in fits])
     free, truncated, likelihood = np.mean(errors, 0)
     assert likelihood < truncated < free
@@ -90,7 +99,7 @@ def test_expected_counts_give_the_truth_back():
 
 def test_separable_duels_and_bad_arguments():
     first, second, _, count, _ = data()
-    start = full_rank(first, second, count, count, 1.0)
+    start = full_rank((first, second, count, count), 1.0)
     always = low_rank_mle(first, second, count, count, 2, ridge=1.0, start=start)
     assert bool(always.converged.all())
     assert bool(torch.isfinite(always.matrix).all())

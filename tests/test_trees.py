@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,11 +146,12 @@ def test_what_does_not_fit_is_named():
         Conversations(torch.full((4, 4), 0.5), of.ref, of.replies)
     with pytest.raises(ValueError, match="preference: must be skew"):
         Conversations(torch.full((18, 18), 0.6), of.ref, of.replies)
-    for arguments, message in (
+    bad: list[tuple[dict[str, Any], str]] = [
         ({"kl_coef": 0.0}, "kl_coef: must be > 0"),
         ({"kl_coef": 1.0, "step_size": -1.0}, "step_size: must be > 0"),
         ({"kl_coef": 1.0, "credit": "first"}, "credit: must be"),
-    ):
+    ]
+    for arguments, message in bad:
         with pytest.raises(ValueError, match=message):
             mtpo(of, **arguments)
     with pytest.raises(ValueError, match=r"asks: must lie in \(0, 1\)"):

@@ -33,6 +33,7 @@ def _check(name: str, value: Any, hint: Any, low: float) -> None:
             _check(name, one, kind, low)
         return
     choices = [choice for p in parts if get_origin(p) is Literal for choice in get_args(p)]
+    kinds = [p for p in parts if isinstance(p, type) and is_dataclass(p)]
     integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     number = float(value) if integer or isinstance(value, float) else math.nan
     fine = (
@@ -42,13 +43,13 @@ def _check(name: str, value: Any, hint: Any, low: float) -> None:
         or (isinstance(value, bool) and bool in parts)
         or (float in parts and low <= number < math.inf)
         or (int in parts and integer and number >= 1)
-        or isinstance(value, tuple(p for p in parts if is_dataclass(p)))
+        or isinstance(value, tuple(kinds))
     )
     if not fine:
         allowed = [repr(choice) for choice in choices]
         words = {float: "a number > 0" if low > 0 else "a number >= 0" if low == 0 else "a number"}
         words |= {int: "an integer >= 1"}
         words |= {NoneType: "None", str: "a name", bool: "True or False"}
-        allowed += [f"a {p.__name__}" for p in parts if is_dataclass(p)]
+        allowed += [f"a {kind.__name__}" for kind in kinds]
         allowed += ["several numbers"] * bool(pairs) + [word for kind, word in words.items() if kind in parts]
         raise ValueError(f"{name}: must be {' or '.join(allowed)}, got {value!r}")

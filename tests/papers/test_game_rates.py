@@ -172,7 +172,8 @@ def test_mtpo_of_one_turn_is_scheduled_mirror_descent():
     k = 0.3
     P, ref = random_games(4, 5, 4)
     theta = ref
-    mine = iterates(algorithms.create("mtpo"), P, ref, k, 12)
+    rule: Any = algorithms.create("mtpo")
+    mine = iterates(rule, P, ref, k, 12)
     for t in range(12):
         s = 2 / (k * (t + 2))
         g = torch.einsum("gab,gb->ga", P - 0.5, theta.exp())
