@@ -1,8 +1,8 @@
 """Best against worst of n: what selecting pairs does to the solution of DPO and IPO, and to consistency.
 
 Online iterations of language models draw n responses, rank them by a reward model and train on the best against the
-worst (RLHFlow's iterative DPO, SELM 2405.19332, the samplers' 2409.19605 language-model part). No paper has this figure.
-What it does depends on the label, in the limit of infinitely many duels:
+worst (RLHFlow's iterative DPO, SELM 2405.19332, the language-model part of 2409.19605). No paper has this figure. What
+it does depends on the label, in the limit of infinitely many duels:
 
     asked    a fresh Bradley-Terry answer about the selected pair. The label depends on the pair alone, so that DPO's
              solution is pi*, whatever the law of pairs (with the support that it needs). IPO's is not: its regression
@@ -12,8 +12,8 @@ What it does depends on the label, in the limit of infinitely many duels:
              extremes are pairs that the noise has agreed with: the odds of (a best, b worst) to (b best, a worst)
              exceed exp(r_a - r_b), DPO learns an inflated reward, and is at a smaller coefficient than it says.
 
-Grid. "ranked": 8 actions, r ~ U[0, 2], reference softmax(N(0, 1)), kl_coef .5, n = 2, 4, 8, 16, temperature 1 and .5, the
-exact law of the extremes of n draws of pi_t by quadrature over scores, exact fits around the fixed reference, 20
+Grid. "ranked": 8 actions, r ~ U[0, 2], reference softmax(N(0, 1)), kl_coef .5, n = 2, 4, 8, 16, temperature 1 and .5,
+the exact law of the extremes of n draws of pi_t by quadrature over scores, exact fits around the fixed reference, 20
 rounds. `inflation`: the slope of the learnt reward on r; kl_coef / inflation is the coefficient that results. "rows":
 the registry's players Best(n) and Best(n, worst), which select by the policy's own implied reward, in the population
 (30 rounds) with DPO and IPO, labels asked. "sampled": the same with 32 duels a round, all data, kl_coef .3.

@@ -1,26 +1,27 @@
 """SAIL on two arms: margins beyond the data's, and what the released code's deviations do, one at a time.
 
-SAIL-DP (2406.15567) relabels a share `mixture` of the offline pairs by the policy's own preference and adds the gradient
-through those labels, weighted by `coef`. On one pair of win rate p the margin D = kl_coef u at which that stops solves
-(1 - mixture) (p - sigma(D)) + mixture coef D sigma(D) sigma(-D) = 0 (derived; own earlier runs: p = .8, mixture .4:
-1.386 for coef 0, 1.584 for .2, the repository's, 2.441 for 1). The paper draws no such figure; reviewers remarked that
-SAIL-DP overfits in-distribution responses.
+SAIL-DP (2406.15567) relabels a share `mixture` of the offline pairs by the policy's own preference and adds the
+gradient through those labels, weighted by `coef`. On one pair of win rate p the margin D = kl_coef u at which that
+stops solves (1 - mixture) (p - sigma(D)) + mixture coef D sigma(D) sigma(-D) = 0 (derived; own earlier runs: p = .8,
+mixture .4: 1.386 for coef 0, 1.584 for .2, the repository's, 2.441 for 1). The paper draws no such figure; reviewers
+remarked that SAIL-DP overfits in-distribution responses.
 
-Grid. `fixed`: the row `sail_dp`, 1,000 gradient steps on one logged duel with the label p, mixture .4, p in {.6, .8, .9}, coef 0 to 1. `sampled`: n logged duels of two arms (win rate .8), `sail_dp` at the repository's coef against DPO, its argmin
-and by the same 200 gradient steps; `excess` is the expected log-loss on new duels beyond the truth's. `turn`: the margin below which the released own-label
-loss -l - coef l^2 / 2 rises again. `deviation`: SAIL-PR's exact gradient on two arms (uniform reference, kl_coef 1, pairs
-of the policy, identical ones too), to convergence: as derived, with the released code's sign, with its division by
+Grid. `fixed`: the row `sail_dp`, 1,000 gradient steps on one logged duel with the label p, mixture .4, p in {.6, .8,
+.9}, coef 0 to 1. `sampled`: n logged duels of two arms (win rate .8), `sail_dp` at the repository's coef against DPO,
+its argmin and by the same 200 gradient steps (added after a first run, in which the optimisers differed); `excess` is
+the expected log-loss on new duels beyond the truth's. `turn`: the margin below which the released own-label loss
+-l - coef l^2 / 2 rises again. `deviation`: SAIL-PR's exact gradient on two arms (uniform reference, kl_coef 1, pairs of
+the policy, identical ones too), to convergence: as derived, with the released code's sign, with its division by
 |log pi|, with its batch factor (batches of 4, 16, 64), and with all three; coef .1, .3 (the repository's), 1.
-
-Two of the released code's deviations are not functions of log-probabilities and are left out: shuffled prompts and
+Two deviations of the released code are no functions of log-probabilities and are left out: its shuffled prompts and
 the temperature .9 of its sampler.
 
 Found: the earlier numbers hold. SAIL-DP's margins stay beyond the data's however many duels there are, and it predicts
-new duels of the same pair worse than DPO; at 32 duels, DPO's argmin, which is at the bound where one arm won every
-duel, is worse still (that claim fails), DPO by the same steps FOUND. SAIL-PR as derived lowers the margin below the data's,
-because identical pairs are the hardest to predict and T1 avoids them. The released sign raises it. The division by
-|log pi|, with the right sign, acts like a larger coef and more on the likelier response; the batch factor is a coef
-batch times as large; all three together run to the edge of the policies considered (a vertex) at every coef and batch.
+new duels of the same pair worse than DPO by the same steps, at every n. One claim fails: at 32 duels DPO's argmin,
+which is at the bound where one arm won every duel, is worse than both. SAIL-PR as derived lowers the margin below the
+data's, because duels of a response with itself are the hardest to predict and T1 avoids them; the released sign raises
+it. The division by |log pi|, with the right sign, and the batch factor act like larger coefs; all three together run to
+a vertex (the edge of the policies considered) at every coef and batch.
 """
 
 from __future__ import annotations

@@ -332,7 +332,7 @@ def test_a_network_is_between_a_log_linear_policy_and_a_table():
         ({"bonus": "optimism"}, r"bonus_parameters: optimism takes \['alpha'\], got none"),
         ({"bonus": "dpo"}, "bonus: must be one of"),
         ({"loss": "xpo", "loss_parameters": (("alpha", 0.1),)}, "loss: xpo sees a calibration draw"),
-        ({"loss": "hypo2"}, "loss: 'hypo2' is not one of"),
+        ({"loss": "hypo2"}, r"loss: 'hypo2' is no loss; did you mean hypo"),
         ({"bonus": "optimism", "bonus_parameters": (("alpha", 0.1),), "value_range": "unbounded"}, "value_range: "),
         ({"loss": "aot"}, "descent: aot is of a whole batch"),
         ({"bonus": "kl_penalty", "bonus_parameters": (("weight", 0.1),)}, "data: kl_penalty looks at the last policy"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 from collections.abc import Callable
@@ -420,10 +421,10 @@ class Direct:
 
 def loss_parameters(name: str) -> list[str]:
     """The parameters that a loss has of its own, beyond log_probs, label and kl_coef."""
-    function = getattr(losses, name, None)
-    if name.startswith("_") or not inspect.isfunction(function):
-        known = sorted(n for n, f in vars(losses).items() if inspect.isfunction(f) and not n.startswith("_"))
-        raise ValueError(f"loss: {name!r} is not one of {known}")
+    if name not in losses.__all__ or not inspect.isfunction(function := getattr(losses, name)):
+        known = [n for n in losses.__all__ if inspect.isfunction(getattr(losses, n))]
+        near = difflib.get_close_matches(name, known, n=3) or known
+        raise ValueError(f"loss: {name!r} is no loss; did you mean {', '.join(near)}?")
     return [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 

@@ -1,0 +1,292 @@
+"""Dueling bandits: pair by pair against an independent reference, each selection rule by hand, regrets by name."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from simbandit import algorithms
+from simbandit.algorithms.dueling import duel_radius, hessian_inverse
+from simbandit.algorithms.dueling_tables import RUCB, DoubleThompson
+from simbandit.draws import Draws
+from simbandit.estimators import pair_widths
+from simbandit.oracles import BradleyTerry, PreferenceTable
+from simbandit.simulate import Problem, simulate
+from simbandit.types import Contexts
+from simbandit.worlds import LinearWorld, TableWorld
+from tests import bandit_references
+from tests.test_bandits import Recorder, simulate_setting
+
+SEEDS = 20
+FRESH = LinearWorld(None, 6, 3, theta_norm=2.0, n_evaluation=11)
+POOL = LinearWorld(5, 6, 3, theta_norm=2.0)
+CONTEXTUAL = ("maxinp", "maxpairucb", "ginop", "colstim", "vacdb", "fgts")
+
+
+def setting_of(world: Any, **changes: Any) -> Any:
+    return simulate_setting(world, **({"feedback": "preference", "n_select": 2} | changes))
+
+
+def test_every_pair_of_maxinp_is_the_references():
+    """The widest pair among promising actions; its order is a tie (widths are symmetric), decided by noise."""
+    rounds = 60
+    recorder = Recorder(algorithms.create("maxinp", radius=2.0, refit_growth=0.0, ball=1e3))
+    problem = Problem(FRESH, BradleyTerry(), 1.0)
+    simulate(problem, recorder, rounds=rounds, replicates=SEEDS, metrics=["reward_regret"], record=[0])
+    draws = Draws(0, SEEDS)
+    theta = FRESH.instance(SEEDS, draws).theta.numpy()
+    phi, actions = (np.stack([r[i] for r in recorder.rounds]) for i in (0, 1))  # (T, R, A, d), (T, R, 2)
+    uniforms = np.stack([draws.at(t).uniform("annotator", 1)[:, 0].numpy() for t in range(rounds)])
+    orders = set()
+    for r in range(SEEDS):
+        pairs = bandit_references.maxinp(
+            phi[:, r], uniforms[:, r], phi[:, r] @ theta[r], actions[:, r], radius=2.0, ridge=0.1
+        )
+        assert pairs == [tuple(sorted(pair)) for pair in actions[:, r].tolist()]
+        orders |= {pair[0] < pair[1] for pair in actions[:, r].tolist() if pair[0] != pair[1]}
+    assert orders == {True, False}
+
+
+def test_maxpairucb_is_the_best_pair_by_brute_force():
+    state, algorithm, contexts = trained("maxpairucb", radius=0.7)
+    pairs = algorithm.select(state, contexts, Draws(0, 2).at(9))
+    phi, theta, inverse = contexts.features, state.model.theta, state.inverse
+    for r in range(2):
+        for b in range(4):
+            best = {}
+            for i in range(6):
+                for j in range(6):
+                    z = phi[r, b, i] - phi[r, b, j]
+                    best[i, j] = float((phi[r, b, i] + phi[r, b, j]) @ theta[r] + 0.7 * (z @ inverse[r] @ z).sqrt())
+            assert best[tuple(pairs[r, b].tolist())] == pytest.approx(max(best.values()), rel=1e-9)
+
+
+def trained(name: str, world: Any = POOL, **fields: Any) -> tuple[Any, Any, Contexts]:
+    """A state after 30 random duels, the algorithm, and four contexts per replicate."""
+    algorithm: Any = algorithms.create(name, **fields)
+    setting = setting_of(world)
+    state, rng = algorithm.init(setting), np.random.default_rng(3)
+    index = torch.from_numpy(rng.integers(5, size=(2, 30)))
+    actions = torch.from_numpy(rng.integers(6, size=(2, 30, 2)))
+    labels = torch.from_numpy((rng.random((2, 30)) < 0.5).astype(float))
+    state, _ = algorithm.update(state, Contexts(index=index, pool=setting.contexts), actions, labels, Draws(0, 2).at(0))
+    return state, algorithm, Contexts(index=index[:, :4], pool=setting.contexts)
+
+
+def test_the_hessian_is_summed_over_all_duels_at_the_present_estimate():
+    state, _, _ = trained("ginop")
+    duels = state.model.duels
+    z, count = duels.differences, duels.count
+    p = torch.sigmoid((z * state.model.theta[:, None]).sum(-1))
+    H = torch.eye(3).double() + torch.einsum("ru,rud,rue->rde", count * p * (1 - p), z, z)
+    torch.testing.assert_close(state.inverse, torch.linalg.inv(H), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(hessian_inverse(state.model, 1.0), state.inverse)
+    gram = trained("maxinp")[0].inverse
+    torch.testing.assert_close(gram, torch.linalg.inv(torch.eye(3).double() + state.model.gram), rtol=1e-9, atol=1e-9)
+    assert float((state.inverse - gram).diagonal(dim1=1, dim2=2).min()) > 0  # slopes are at most 1/4
+
+
+def test_pair_widths_are_those_of_the_differences():
+    state, _, contexts = trained("maxinp")
+    phi = contexts.features
+    z = phi[:, :, :, None] - phi[:, :, None]
+    direct = torch.einsum("rbijd,rde,rbije->rbij", z, state.inverse, z).clamp_min(0).sqrt()
+    torch.testing.assert_close(pair_widths(phi, state.inverse), direct, rtol=1e-7, atol=1e-7)
+
+
+def test_radii_by_hand():
+    setting = setting_of(POOL)
+    algorithm: Any = algorithms.create("maxinp")
+    state = algorithm.init(setting)
+    assert (duel_radius("tuned", state, 1.0, "gram"), duel_radius("tuned", state, 1.0, "hessian")) == (3.0, 1.5)
+    assert duel_radius("code", state, 1.0, "gram") == pytest.approx(2 * np.sqrt(3 * np.log(100)))
+    state.n = 50
+    root = np.sqrt(1.5 * np.log(1 + 100 / 3) + np.log(20))
+    assert duel_radius("theory", state, 1.0, "gram") == pytest.approx(root * (2 + 2 * np.cosh(4.0)))
+    assert duel_radius("theory", state, 1.0, "hessian") == pytest.approx(root + 2.0)
+    with pytest.raises(ValueError, match="radius: 'theory' needs a finite reward range"):
+        algorithms.create("maxinp", radius="theory").init(setting_of(POOL, reward_range=(-np.inf, np.inf)))
+
+
+def test_colstim_couples_its_noise_as_often_as_said():
+    colstim: Any = algorithms.create("colstim")
+    code: Any = algorithms.create("colstim", coupling="code")
+    assert code._coupled(5, 4000, 4000) == pytest.approx(5 * np.log(20_000) / np.sqrt(4000))
+    assert code._coupled(5, 4000, 4000) > 0.78
+    assert colstim._coupled(5, 4000, 4000) == pytest.approx(np.sqrt(5 * np.log(20_000) / 4000))
+    assert colstim._coupled(5, 4000, 1) == 1.0
+    never: Any = algorithms.create("colstim", coupling="never")
+    assert never._coupled(5, 4000, 1) == 0.0
+
+
+def test_colstim_starts_with_uniform_pairs_where_asked():
+    recorder = Recorder(algorithms.create("colstim", warm_up=30))
+    problem = Problem(LinearWorld(1, 6, 3), BradleyTerry(), 1.0)
+    simulate(problem, recorder, rounds=30, replicates=40, metrics=["reward_regret"], record=[0])
+    actions = np.stack([r[1] for r in recorder.rounds]).reshape(-1, 2)
+    counts = np.bincount(actions[:, 0] * 6 + actions[:, 1], minlength=36)
+    assert counts.min() > 0
+    assert abs(counts - len(actions) / 36).max() < 5 * np.sqrt(len(actions) / 36)
+
+
+def test_vacdb_explores_a_wide_pair_then_descends_then_commits():
+    algorithm: Any = algorithms.create("vacdb", layers=3)
+    setting = setting_of(POOL)
+    state = algorithm.init(setting)
+    contexts = Contexts(index=torch.zeros(2, 1, dtype=torch.int64), pool=setting.contexts)
+    assert algorithm._walk(state, contexts).layer.tolist() == [[0], [0]]
+    pair = algorithm.select(state, contexts, Draws(0, 2).at(0))
+    phi = contexts.features_of(pair)
+    z = phi[:, 0, 0] - phi[:, 0, 1]
+    assert float((z[:, None] @ state.inverses[0] @ z[..., None]).min()) > 0.25
+    before = [torch.linalg.inv(m) for m in state.inverses]
+    state, _ = algorithm.update(state, contexts, pair, torch.ones(2, 1).double(), Draws(0, 2).at(0))
+    grown = torch.linalg.inv(state.inverses[0]) - before[0]
+    width = (z[:, None] @ torch.linalg.inv(before[0]) @ z[..., None]).sqrt()
+    w2 = (0.5 / width) ** 2
+    torch.testing.assert_close(grown, w2 * z[..., None] * z[:, None], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(torch.linalg.inv(state.inverses[1]), before[1])
+    state.inverses = state.inverses * 1e-9
+    walk = algorithm._walk(state, contexts)
+    assert walk.layer.tolist() == [[3], [3]]  # every layer is precise: no layer learns from this duel
+    state.inverses[1] = state.inverses[1] * 1e11
+    assert algorithm._walk(state, contexts).layer.tolist() == [[3], [3]]  # settled in the first layer already
+    state.inverses[0] = state.inverses[0] / state.inverses[0].amax() * 0.03  # precise to 1/2, not to 1/8
+    state.thetas[0] = 0.0
+    assert algorithm._walk(state, contexts).layer.tolist() == [[1], [1]]
+
+
+def test_vacdb_eliminates_what_is_clearly_worse():
+    algorithm: Any = algorithms.create("vacdb", layers=2, radius=0.1)
+    setting = setting_of(LinearWorld(features=np.array([[[1.0, 0.0], [0.0, 1.0], [0.99, 0.0]]]), theta=(1.0, 0.0)))
+    state = algorithm.init(setting)
+    state.inverses = torch.eye(2).double().expand(2, 2, 2, 2) * 0.1
+    state.thetas = torch.tensor([1.0, 0.0]).double().expand(2, 2, 2).clone()
+    walk = algorithm._walk(state, Contexts(index=torch.zeros(2, 1, dtype=torch.int64), pool=setting.contexts))
+    chosen = {tuple(divmod(int(k), 3)) for k in (walk.scores[0, 0].flatten() > 0).nonzero()}
+    assert not any(1 in pair for pair in chosen)
+
+
+@pytest.mark.parametrize("sampler", ["laplace", "sgld"])
+def test_fgts_draws_two_independent_samples_of_the_tempered_posterior(sampler):
+    """Without the feel-good term and with many duels: mean and covariance of Laplace's Gaussian, eta = 1/4."""
+    algorithm: Any = algorithms.create("fgts", sampler=sampler, mu=0.0, steps=400, step_size=0.3)
+    setting = setting_of(POOL, rounds=1000)
+    state, rng = algorithm.init(setting), np.random.default_rng(3)
+    pool = setting.contexts
+    theta = torch.tensor([[1.0, -0.5, 0.3], [0.2, 0.4, -1.0]]).double()
+    index = torch.from_numpy(rng.integers(5, size=(2, 3000)))
+    actions = torch.from_numpy(rng.integers(6, size=(2, 3000, 2)))
+    contexts = Contexts(index=index, pool=pool)
+    phi = contexts.features_of(actions)
+    margin = ((phi[:, :, 0] - phi[:, :, 1]) * theta[:, None]).sum(-1)
+    labels = (torch.from_numpy(rng.random((2, 3000))) < torch.sigmoid(margin)).double()
+    state, _ = algorithm.update(state, contexts, actions, labels, Draws(0, 2).at(0))
+    samples = []
+    for t in range(1, 301):
+        if sampler == "sgld":
+            state.chain = algorithm._langevin(state, Draws(0, 2).at(t))
+        samples.append(algorithm._samples(state, Draws(0, 2).at(t)))
+    drawn = torch.stack(samples)  # (T, R, 2, d)
+    covariance = hessian_inverse(state.model, 4.0) * 4
+    scale = covariance.diagonal(dim1=1, dim2=2).sqrt()
+    centred = (drawn - state.model.theta[:, None]) / scale[:, None]
+    # 300 draws, for Langevin correlated: means to 5 of their standard errors, spread to a third
+    assert centred.mean(0).abs().max() < (0.35 if sampler == "laplace" else 1.0)
+    assert (centred.std(0) - 1).abs().max() < 0.35
+    between = (centred[:, :, 0] * centred[:, :, 1]).mean(0)
+    assert between.abs().max() < (0.35 if sampler == "laplace" else 0.8)
+
+
+def test_fgts_is_pushed_towards_what_beats_the_opponent():
+    algorithm: Any = algorithms.create("fgts", mu=0.5)
+    setting = setting_of(POOL)
+    state = algorithm.init(setting)
+    contexts = Contexts(index=torch.zeros(2, 1, dtype=torch.int64), pool=setting.contexts)
+    draws = Draws(0, 2).at(0)
+    samples, actions = algorithm._samples(state, draws), algorithm.select(state, contexts, draws)
+    state, _ = algorithm.update(state, contexts, actions, torch.ones(2, 1).double(), draws)
+    phi = contexts.features[:, 0]
+    for r in range(2):
+        for j in (0, 1):
+            best = int((phi[r] @ samples[r, j]).argmax())
+            assert best == int(actions[r, 0, j])
+            push = 0.5 * (phi[r, best] - phi[r, int(actions[r, 0, 1 - j])])
+            torch.testing.assert_close(state.push[r, j], push)
+
+
+def one_context(preference: np.ndarray) -> tuple[Any, Any]:
+    A = len(preference)
+    return TableWorld(np.log(np.full((1, A), 1 / A)), reward_range=(0.0, 1.0)), PreferenceTable(preference)
+
+
+@pytest.mark.parametrize("algorithm", [RUCB(), DoubleThompson()])
+def test_a_condorcet_winner_is_found_and_played(algorithm):
+    """Winner 2 of five, which is not the Borda winner: 0 beats the others by more."""
+    P = np.full((5, 5), 0.5)
+    for (i, j), p in {(2, 0): 0.65, (2, 1): 0.6, (2, 3): 0.6, (2, 4): 0.6, (0, 1): 0.95, (0, 3): 0.95, (0, 4): 0.95}.items():  # fmt: skip
+        P[i, j], P[j, i] = p, 1 - p
+    recorder = TableRecorder(algorithm)
+    world, oracle = one_context(P)
+    run = simulate(Problem(world, oracle, 1.0), recorder, rounds=3000, replicates=8, metrics=["kl_to_ref"], record=[0])
+    late = np.stack(recorder.actions[-300:])
+    assert (late == 2).mean() > 0.8
+    pool = world.instance(8, Draws(0, 8)).pool
+    assert (run.policy.log_probs(pool).exp()[:, 0, 2] == 1).all()  # pyright: ignore[reportOptionalMemberAccess]
+
+
+class TableRecorder(Recorder):
+    def __init__(self, algorithm: Any):
+        super().__init__(algorithm)
+        self.actions: list[np.ndarray] = []
+
+    def update(self, state: Any, contexts: Contexts, actions: Any, feedback: Any, draws: Any) -> Any:
+        self.actions.append(actions[:, 0].numpy().copy())
+        return self.algorithm.update(state, contexts, actions, feedback, draws)
+
+
+@pytest.mark.parametrize("name", CONTEXTUAL)
+def test_regret_grows_more_slowly_than_at_random(name):
+    problem = Problem(LinearWorld(4, 8, 3, theta_norm=3.0), BradleyTerry(), 1.0)
+    runs = [
+        simulate(problem, algorithms.create(n), rounds=300, replicates=8, metrics=["cumulative_average_regret"])
+        for n in (name, "uniform")
+    ]
+    ours, random = (r.final("cumulative_average_regret") for r in runs)
+    assert ours.mean() < 0.5 * random.mean()
+
+
+def test_regrets_of_a_duel_by_name():
+    metrics = ["weak_regret", "strong_regret", "average_regret", "summed_regret", "reward_regret"]
+    problem = Problem(POOL, BradleyTerry(), 1.0)
+    frame = simulate(
+        problem, algorithms.create("uniform"), rounds=9, batch_size=3, replicates=4, metrics=metrics
+    ).frame()
+    wide = frame.pivot(index=["replicate", "round"], columns="metric", values="value").dropna()
+    assert len(wide) == 36
+    np.testing.assert_allclose(wide["average_regret"], wide["reward_regret"], rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(wide["summed_regret"], 2 * wide["average_regret"], rtol=1e-12)
+    np.testing.assert_allclose(
+        wide["weak_regret"] + wide["strong_regret"], wide["summed_regret"], rtol=1e-12, atol=1e-15
+    )
+    assert (wide["weak_regret"] <= wide["strong_regret"]).all()
+    assert (wide["weak_regret"] < wide["strong_regret"]).any()
+
+
+@pytest.mark.parametrize("name", CONTEXTUAL)
+def test_gaps_of_zero_one_arm_and_collinear_arms_are_no_problem(name):
+    line = np.linspace(-1, 1, 12).reshape(3, 4, 1) * np.array([1.0, 0.5])
+    for world in (
+        LinearWorld(3, 4, 2, theta_norm=0.0),
+        LinearWorld(3, 1, 2),
+        LinearWorld(features=line, theta=(1.0, 1.0)),
+    ):
+        run = simulate(Problem(world, BradleyTerry(), 1.0), algorithms.create(name), rounds=25, replicates=3)
+        assert np.isfinite(run.frame()["value"]).all()
+
+
+@pytest.mark.parametrize("name", ["rucb", "double_thompson"])
+def test_tables_need_a_finite_world(name):
+    with pytest.raises(ValueError, match=r"world: .* needs a finite world"):
+        simulate(Problem(FRESH, BradleyTerry(), 1.0), algorithms.create(name), rounds=2)
