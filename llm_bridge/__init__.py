@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from llm_bridge.candidates import preference_table as preference_table
     from llm_bridge.enumerable import EnumerableLM as EnumerableLM
     from llm_bridge.policy import LMPolicy as LMPolicy
-    from llm_bridge.policy import Training as Training
     from llm_bridge.scoring import sequence_log_probs as sequence_log_probs
     from llm_bridge.scoring import token_log_probs as token_log_probs
+    from llm_bridge.training import Training as Training
 
 _NAMES = {
     "candidate_pool": "llm_bridge.candidates",
     "preference_table": "llm_bridge.candidates",
     "EnumerableLM": "llm_bridge.enumerable",
     "LMPolicy": "llm_bridge.policy",
-    "Training": "llm_bridge.policy",
+    "Training": "llm_bridge.training",
     "sequence_log_probs": "llm_bridge.scoring",
     "token_log_probs": "llm_bridge.scoring",
 }

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llm_bridge.batches import buckets, device_of
 from llm_bridge.catalogue import Catalogue, prompt_numbers
-from llm_bridge.loading import encode_prompts, fingerprint
+from llm_bridge.loading import encode_prompts, fingerprint, load_model, load_tokenizer, refuse_unsafe
 from llm_bridge.scoring import sequence_log_probs
 from simbandit.draws import Round
 from simbandit.types import Contexts, Feedback
@@ -274,3 +274,39 @@ class TextOracle:
     def respond(self, contexts: Contexts, actions: Tensor, draws: Round) -> Tensor:
         p = self.prob(contexts, actions[..., 0], actions[..., 1])
         return p if self.soft else (draws.uniform("annotator", actions.shape[1]) < p).to(p.dtype)
+
+
+# ---------------------------------------------------------------------------------------------- by name, for shells
+
+
+def named_scorer(name: str) -> Scorer:
+    """toy:true, toy:length, toy:lexicon, toy:topic, toy:grammar, reward:FOLDER or gold:FOLDER."""
+    kind, _, rest = name.partition(":")
+    if kind == "toy":
+        from llm_bridge import toy
+
+        function = getattr(toy, f"{rest}_reward", None)
+        if function is None:
+            raise ValueError(f"judge: toy:{rest} is no toy reward; there are true, length, lexicon, topic, grammar")
+        return Written(function)
+    if kind == "reward":
+        from transformers import AutoModelForSequenceClassification
+
+        refuse_unsafe(rest)
+        model = AutoModelForSequenceClassification.from_pretrained(rest, use_safetensors=True, trust_remote_code=False)
+        return RewardModel(model, load_tokenizer(rest))
+    if kind == "gold":
+        return GoldLM(load_model(rest), load_tokenizer(rest))
+    raise ValueError(f"judge: must be toy:NAME, reward:FOLDER or gold:FOLDER to give rewards, got {name!r}")
+
+
+def named_judge(name: str) -> Judge:
+    """toy:intransitive, pair:FOLDER, or Bradley-Terry of a named scorer."""
+    kind, _, rest = name.partition(":")
+    if name == "toy:intransitive":
+        from llm_bridge import toy
+
+        return Preferring(toy.intransitive_raters)
+    if kind == "pair":
+        return PairJudge(load_model(rest), load_tokenizer(rest))
+    return BradleyTerry(named_scorer(name))

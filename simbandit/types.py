@@ -141,10 +141,10 @@ class Info:
     observations: int = 0
     fit_residual: Tensor | None = None
     fit_iterations: Tensor | None = None
-    fit_value: Tensor | None = None
     radius: Tensor | float | None = None
     inverse: Tensor | None = None
     ridge: float = 0.0
+    fit_value: Tensor | None = None
 
 
 class Instance(Protocol):

@@ -134,7 +134,7 @@ claims = (
     ),
     *(
         Monotone(
-            f"XPO with the reference, kl_coef {k}: the best guess gets worse as R grows from 3",
+            f"XPO with the reference, kl_coef {k}: the best guess gets worse as R grows",
             DERIVED,
             "argmax_regret",
             {**XPO, "kl_coef": k},

@@ -46,8 +46,9 @@ from simbandit.algorithms.dynamics import GameDynamics, GameState
 from simbandit.algorithms.games import MultiplicativeWeights, OptimisticWeights
 from simbandit.draws import Draws
 from simbandit.equilibrium import frequencies
+from simbandit.game_metrics import unregularised_gap
 from simbandit.guarantees import Exponent, Identity, Number, Ordering
-from simbandit.metrics import Snapshot, kl, unregularised_gap
+from simbandit.metrics import Snapshot, kl
 from simbandit.oracles import FullInformation, PlantedEquilibrium
 from simbandit.policies import Tabular
 from simbandit.simulate import Problem, simulate

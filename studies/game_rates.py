@@ -32,8 +32,9 @@ from torch import Tensor
 
 from simbandit import plotting
 from simbandit.algorithms.games import MirrorDescent, NashMD
+from simbandit.game_metrics import kl_to_nash
 from simbandit.guarantees import Exponent, Number
-from simbandit.metrics import Snapshot, kl_to_nash
+from simbandit.metrics import Snapshot
 from simbandit.oracles import FullInformation, UniformTriangular
 from simbandit.simulate import Problem
 from simbandit.study import Settings, Simulation, Study

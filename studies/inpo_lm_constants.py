@@ -36,9 +36,10 @@ from torch import Tensor
 from simbandit import equilibrium, plotting
 from simbandit.algorithms.dynamics import GameDynamics, GameState
 from simbandit.algorithms.games import MirrorDescent
+from simbandit.game_metrics import kl_to_nash
 from simbandit.guarantees import Frequency, Number, Ordering
 from simbandit.guarantees.rows import pivot, select
-from simbandit.metrics import Snapshot, kl_to_nash
+from simbandit.metrics import Snapshot
 from simbandit.oracles import BradleyTerry, FullInformation, PlantedEquilibrium, UniformTriangular, cycle
 from simbandit.simulate import Problem
 from simbandit.study import Settings, Simulation, Study

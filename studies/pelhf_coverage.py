@@ -51,9 +51,10 @@ from simbandit import plotting
 from simbandit.algorithms import create
 from simbandit.data import Logged
 from simbandit.equilibrium import solve
+from simbandit.game_metrics import exploitability
 from simbandit.guarantees import Exponent, Frequency, Number, Ordering
 from simbandit.guarantees.rows import select
-from simbandit.metrics import Snapshot, exploitability
+from simbandit.metrics import Snapshot
 from simbandit.oracles import PreferenceTable
 from simbandit.policies import Rows
 from simbandit.simulate import Problem

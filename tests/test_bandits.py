@@ -235,8 +235,8 @@ def test_an_unknown_range_is_refused_where_one_is_needed(name):
 
 
 def test_a_theory_radius_needs_a_bound_on_theta():
-    with pytest.raises(ValueError, match="radius: .* needs a bound"):
-        setting = simulate_setting(FRESH, reward_range=(-np.inf, np.inf), theta_bound=None)
+    setting = simulate_setting(FRESH, reward_range=(-np.inf, np.inf), theta_bound=None)
+    with pytest.raises(ValueError, match=r"radius: .* needs a bound"):
         algorithms.create("linucb", radius="theory").init(setting)
 
 

@@ -127,4 +127,5 @@ def create(name: str, **hyperparameters: Any) -> Algorithm:
     unknown = sorted(set(hyperparameters) - fields)
     if unknown:
         raise ValueError(f"{unknown[0]}: {name} has no such hyper-parameter; it has {', '.join(sorted(fields))}")
-    return dataclasses.replace(algorithm, **hyperparameters)
+    made: Any = dataclasses.replace(algorithm, **hyperparameters)
+    return made

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from simbandit import losses
 from simbandit.algorithms.checks import check
+from simbandit.algorithms.dynamics import stable_step, warn_unstable
 from simbandit.algorithms.players import Cast, Player, held_of, policy_of
 from simbandit.algorithms.record import Entries, Record, every_action, every_pair, shared, win_rate_labels
 from simbandit.draws import Round
@@ -202,6 +203,10 @@ class Direct:
         return self.loss == "dpo" and self.data != "fresh" and plain and set(self.players) <= {"current", "reference"}
 
     def init(self, setting: Setting) -> _State:
+        steps = dict(self.loss_parameters)
+        if self.anchor == "mirror" and not self.schedule:
+            limit = 2 * stable_step(setting.kl_coef)
+            warn_unstable("step_size", steps["step_size"], limit, "2 kl_coef / (kl_coef^2 + omega^2)")
         if self.value_range is None and not math.isfinite(_span(setting)):
             raise ValueError("value_range: this world tells no reward range; give the bound on kl_coef |log-ratio gap|")
         record = Record(

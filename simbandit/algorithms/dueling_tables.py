@@ -21,6 +21,8 @@ from simbandit.draws import Round
 from simbandit.policies import Tabular, argmax
 from simbandit.types import Contexts, Feedback, Info, Policy, Setting
 
+UNTIED = 1e-8  # more than the scores' tie tolerance
+
 
 @dataclass
 class _State:
@@ -72,7 +74,8 @@ class RUCB:
     """Relative upper confidence bound: a champion that may beat all others, against its most dangerous rival.
 
     Zoghi et al. 2014 (1312.3393, ICML 2014), Algorithm 1: u_ij = share + sqrt(alpha log t / n_ij); the champion c is
-    uniform over {i : u_ij >= 1/2 for all j} (over all actions where empty), the rival argmax_{j != c} u_jc. Guarantee
+    uniform over {i : u_ij >= 1/2 for all j} (over all actions where empty), the rival argmax_j u_jc, c itself (u_cc =
+    1/2) where nobody may beat it. Guarantee
     (Theorem 2), a Condorcet winner and alpha > 1/2: with high probability regret O(A log T). Deviations: no
     hypothesised best action is remembered between rounds (their set B, a tie-breaking rule); t counts the context's own
     duels. Complexity O(A^2) per context. Raises ValueError for a world of fresh contexts.
@@ -101,7 +104,7 @@ class RUCB:
         possible = ((upper >= 0.5) | absent[..., None, :]).all(-1) & ~absent
         champion = choose(possible.to(upper.dtype), contexts, draws.uniform("champion", B))
         against = upper.gather(-1, champion[..., None, None].expand(-1, -1, upper.shape[-2], 1)).squeeze(-1)
-        against = against.scatter(-1, champion[..., None], -1.0)  # itself only where it is alone
+        against = against.scatter(-1, champion[..., None], 0.5 - UNTIED)  # u_cc = 1/2, but c never wins a tie
         return torch.stack([champion, choose(against, contexts, draws.uniform("rival", B))], dim=-1)
 
     def update(

@@ -3,6 +3,7 @@ what they are: censored."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,8 @@ class QueriesTo:
         curve = ecdf(CensoredData.right_censored(self.queries, self.censored)).sf
         if self.censored.all():  # nothing happened: no variance to speak of
             return curve.quantiles, curve.probabilities, np.zeros(1), np.ones(1)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # undefined where the curve is 0 or 1: no bound there
             bounds = curve.confidence_interval(LEVEL, method="log-log")
         low, high = np.nan_to_num(bounds.low.probabilities, nan=0.0), np.nan_to_num(bounds.high.probabilities, nan=1.0)
         return curve.quantiles, curve.probabilities, low, high

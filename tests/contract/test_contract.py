@@ -46,8 +46,12 @@ METRICS = ["suboptimality", "kl_to_ref", "policy_reward_regret", "reward_regret"
 def run(case: Case, problem: Problem | None = None, algorithm: Any = None, **options: Any) -> Any:
     chosen = SIZES | {"replicates": 2, "metrics": METRICS, "record": "all"} | options
     with warnings.catch_warnings():
-        for f in dataclasses.fields(case.algorithm):  # it may warn that a hyper-parameter does not suit the problem
-            warnings.filterwarnings("ignore", message=f"{f.name}: ", category=UserWarning)
+        own = [name for name, _ in getattr(case.algorithm, "loss_parameters", ())]
+        for name in [
+            *own,
+            *(f.name for f in dataclasses.fields(case.algorithm)),
+        ]:  # it may warn that a hyper-parameter does not suit the problem
+            warnings.filterwarnings("ignore", message=f"{name}: ", category=UserWarning)
         return simulate(problem or case.problem(), algorithm or case.algorithm, **chosen)
 
 

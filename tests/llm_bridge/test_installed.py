@@ -1,7 +1,9 @@
 """The extra `llm`: these tests run where it is installed, and the package imports nothing of it before it is needed."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,3 +17,15 @@ def test_importing_the_bridge_imports_nothing_heavy():
     code = "import sys, llm_bridge; print(sorted({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+FILES = sorted((Path(__file__).parents[2] / "llm_bridge").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_house_rules_hold(path):
+    text = path.read_text()
+    for phrase in ("except Exception", "except:", "TO" + "DO", "FIX" + "ME", "type: ignore", "pragma", "manual_seed"):
+        assert phrase not in text
+    assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
+    assert len(text.splitlines()) <= 400

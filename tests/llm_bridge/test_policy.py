@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llm_bridge import EnumerableLM, LMPolicy, Training, loading, rows
+from llm_bridge import training as training_module
 from llm_bridge.catalogue import Catalogue, TextWorld
 from llm_bridge.decoding import decode
 from simbandit import algorithms
@@ -212,6 +213,40 @@ def test_rows_that_need_a_list_say_so(twins):
         rows.direct_row("gshf_online")
     with pytest.raises(ValueError, match="no algorithm is called"):
         rows.direct_row("inpoo")
+
+
+@pytest.mark.parametrize("killed_at", [0, 1, 2])
+def test_a_killed_run_goes_on_bit_for_bit(twins, tmp_path, monkeypatch, killed_at):
+    _, sampled = twins
+    training = Training(Descent(4, 0.05), minibatch=6)
+    whole = learn(fresh(sampled, training=training), "inpo", rounds=3)
+    calls, run = [], training_module.Trainer.run
+
+    def killed(self: Any, *given: Any) -> Tensor:
+        calls.append(given)
+        if len(calls) == killed_at + 1:
+            with torch.no_grad():
+                self.policy.body.trainable[0].add_(1.0)  # half a fit
+            raise KeyboardInterrupt
+        return run(self, *given)
+
+    monkeypatch.setattr(training_module.Trainer, "run", killed)
+    policy = fresh(sampled, training=training, checkpoints=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        learn(policy, "inpo", rounds=3)
+    resumed = learn(fresh(policy), "inpo", rounds=3)
+    assert len(calls) == 4  # three fits, and the half one
+    for one, other in zip(resumed.policy.weights, whole.policy.weights, strict=True):
+        assert torch.equal(one, other)
+    assert resumed.frame().equals(whole.frame())
+    with pytest.raises(ValueError, match="is of another run"):
+        learn(fresh(policy), "inpo", rounds=3, seed=1)
+
+
+def fresh(policy: LMPolicy, **changes: Any) -> LMPolicy:
+    """As in a new process: nothing known, an empty catalogue."""
+    catalogue = Catalogue(policy.catalogue.prompts, policy.catalogue.end)
+    return dataclasses.replace(policy, catalogue=catalogue, known={}, **changes)
 
 
 def test_draws_do_not_depend_on_the_batch(toy):

@@ -1,0 +1,415 @@
+"""The command `llm-bridge`. Thin: it reads arguments and files, calls the package, and writes what came out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DESCRIPTION = """The algorithms that simbandit verified, on language models.
+
+Examples (everything runs on the toy model, without a download; put any model's name or folder in its place):
+  llm-bridge toy --output toy                                a small model, trained in half a minute
+  llm-bridge sample --model toy --output said.jsonl --k 4    responses to the model's prompts
+  llm-bridge score --model toy --input said.jsonl --output scored.jsonl
+  llm-bridge pool --model toy --judge toy:true --k 16 --output pool
+  llm-bridge preflight --model toy --judge toy:true --algorithms gshf_online,greedy,uniform
+  llm-bridge train --model toy --judge toy:true --algorithm inpo --rounds 4 --output trained
+
+Annotators (--judge): toy:true, toy:length, toy:lexicon, toy:intransitive, reward:FOLDER (a sequence-classification
+head), gold:FOLDER (log-likelihood under a model), pair:FOLDER (a model that says A or B, asked in both orders).
+"""
+
+Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|NAME")]
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Train the toy model: a small Llama on a template grammar whose best perplexity is known."""
+
+    output: Path
+    """Folder of the model, its tokenizer and its prompts."""
+    seed: int = 0
+    """Seed of weights and texts."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-probabilities of given responses.
+
+    Input rows hold "prompt" and "response" texts; the output adds "log_prob" (nats, the end token included) and
+    "tokens".
+    """
+
+    model: Model
+    """A folder or a hub name, safetensors only."""
+    input: Path
+    """JSONL or Parquet."""
+    output: Path
+    """JSONL or Parquet."""
+    chat: bool = False
+    """Put prompts through the tokenizer's chat template."""
+    token_budget: int = 4096
+    """Tokens of one batch; halved by itself when memory runs out."""
+    dry_run: bool = False
+    """Print the plan and its cost, and compute nothing."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw responses; the same seed draws the same ones, whatever the batch."""
+
+    model: Model
+    """A folder or a hub name, safetensors only."""
+    output: Path
+    """JSONL or Parquet."""
+    prompts: Path | None = None
+    """JSONL or Parquet with "prompt"; default: prompts.jsonl in the model's folder."""
+    k: int = 1
+    """Responses per prompt."""
+    temperature: float = 1.0
+    """Logits are divided by it."""
+    top_p: float = 1.0
+    """Only the likeliest tokens of this total mass."""
+    max_new_tokens: int = 32
+    """Longer responses are cut there, and marked truncated."""
+    chat: bool = False
+    """Put prompts through the tokenizer's chat template; the first one is shown."""
+    seed: int = 0
+    """Seed of the draws."""
+    dry_run: bool = False
+    """Print the plan and its cost, and compute nothing."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Draw K candidates per prompt with features and scores: a finite world for every algorithm.
+
+    Goes on where it was when the same command is given again.
+    """
+
+    model: Model
+    """A folder or a hub name, safetensors only."""
+    output: Path
+    """Folder of the pool: Parquet and safetensors by parts."""
+    prompts: Path | None = None
+    """JSONL or Parquet with "prompt"; default: prompts.jsonl in the model's folder."""
+    judge: str | None = None
+    """A scorer among the annotators, for rewards; see `llm-bridge --help`."""
+    k: int = 16
+    """Draws per prompt."""
+    max_new_tokens: int = 32
+    """Longer responses are cut there."""
+    chat: bool = False
+    """Put prompts through the tokenizer's chat template."""
+    seed: int = 0
+    """Seed of the draws."""
+    dry_run: bool = False
+    """Print the plan and its cost, and compute nothing."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Build a pool and run algorithms on it with many replicates, before any GPU is spent: one page."""
+
+    model: Model
+    """A folder or a hub name, safetensors only."""
+    judge: str
+    """The annotator; see `llm-bridge --help`."""
+    algorithms: str = "gshf_online,greedy,uniform"
+    """Names of the registry, separated by commas; see `simbandit list`."""
+    prompts: Path | None = None
+    """JSONL or Parquet with "prompt"; default: prompts.jsonl in the model's folder."""
+    pool: Path | None = None
+    """Folder in which the pool is kept."""
+    k: int = 8
+    """Draws per prompt."""
+    dim: int = 8
+    """Dimension of the features."""
+    kl_coef: float = 0.1
+    """Weight of the KL term; half and twice of it are tried too."""
+    rounds: int = 60
+    """Rounds of the simulation."""
+    batch_size: int = 16
+    """Duels a round."""
+    replicates: int = 32
+    """Independent simulations per algorithm."""
+    max_new_tokens: int = 32
+    """Longer responses are cut there."""
+    chat: bool = False
+    """Put prompts through the tokenizer's chat template."""
+    seed: int = 0
+    """Seed of everything."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train weights online with any direct algorithm: draw, ask, fit, round after round.
+
+    Goes on where it was when the same command is given again: fits and answers are kept in the output folder.
+    """
+
+    model: Model
+    """A folder or a hub name, safetensors only."""
+    judge: str
+    """The annotator; see `llm-bridge --help`."""
+    output: Path
+    """Folder of the trained model, its curve (curve.csv), checkpoints and the judge's answers."""
+    algorithm: str = "inpo"
+    """A direct algorithm of the registry: inpo, online_dpo, xpo, sail_pp, sppo, ..."""
+    prompts: Path | None = None
+    """JSONL or Parquet with "prompt"; default: prompts.jsonl in the model's folder."""
+    kl_coef: float = 0.1
+    """Weight of KL(pi || reference) in the objective (beta of DPO)."""
+    rounds: int = 4
+    """Rounds of drawing and fitting."""
+    batch_size: int = 64
+    """Duels a round."""
+    steps: int = 30
+    """Optimiser steps a round."""
+    learning_rate: float = 1e-3
+    """AdamW's, per duel."""
+    minibatch: int | None = None
+    """Duels a step; default: all."""
+    lora: int | None = None
+    """Rank of an adapter; default: all weights are trained."""
+    max_new_tokens: int = 32
+    """Longer responses are cut there."""
+    evaluation: int = 64
+    """Responses by which the policy is judged every round."""
+    chat: bool = False
+    """Put prompts through the tokenizer's chat template."""
+    seed: int = 0
+    """Seed of everything."""
+    dry_run: bool = False
+    """Print the plan and its cost, and compute nothing."""
+
+
+Command = (
+    Annotated[Toy, tyro.conf.subcommand("toy", prefix_name=False)]
+    | Annotated[Score, tyro.conf.subcommand("score", prefix_name=False)]
+    | Annotated[Sample, tyro.conf.subcommand("sample", prefix_name=False)]
+    | Annotated[Pool, tyro.conf.subcommand("pool", prefix_name=False)]
+    | Annotated[Preflight, tyro.conf.subcommand("preflight", prefix_name=False)]
+    | Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Exits with 0 when done, 2 for wrong input, 130 after Ctrl-C."""
+    given = sys.argv[1:] if arguments is None else arguments
+    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+    command = tyro.cli(Command, prog="llm-bridge", description=DESCRIPTION, args=given, config=config)
+    actions: dict[type, Any] = {
+        Toy: _toy,
+        Score: _score,
+        Sample: _sample,
+        Pool: _pool,
+        Preflight: _preflight,
+        Train: _train,
+    }
+    try:
+        actions[type(command)](command)
+    except KeyboardInterrupt:
+        print("\nstopped; what was finished is kept: the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, ImportError, LookupError, MemoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _toy(command: Toy) -> None:
+    from llm_bridge import toy
+
+    found = toy.train(command.output, seed=command.seed, progress=True)
+    print(f"perplexity {found.perplexity:.3f}, floor {found.floor:.3f} ({found.perplexity / found.floor:.3f}x)")
+    print(f"wrote {command.output}")
+
+
+def _score(command: Score) -> None:
+    from llm_bridge import loading, sequence_log_probs
+
+    frame = _read(command.input, "prompt", "response")
+    model, tokenizer = loading.load_model(command.model), loading.load_tokenizer(command.model)
+    loading.agree(model, tokenizer)
+    prompts = loading.encode_prompts(tokenizer, frame["prompt"].tolist(), chat=command.chat)
+    end = loading.end_tokens(model, tokenizer)[:1]
+    said = [[*tokenizer(r, add_special_tokens=False)["input_ids"], *end] for r in frame["response"]]
+    _cost(model, sum(map(len, [*map(list, set(map(tuple, prompts))), *said])))
+    if command.dry_run:
+        return
+    scores = sequence_log_probs(model, prompts, said, token_budget=command.token_budget, progress=True)
+    _write(frame.assign(log_prob=scores.tolist(), tokens=[len(s) for s in said]), command.output)
+
+
+def _sample(command: Sample) -> None:
+    import pandas as pd
+
+    from simbandit.draws import generator
+
+    policy = _policy(command)
+    n = len(policy.catalogue.prompts)
+    _cost(policy.model, n * command.k * command.max_new_tokens)
+    if command.dry_run:
+        return
+    owners = [x for x in range(n) for _ in range(command.k)]
+    uniforms = [u for x in range(n) for u in generator(command.seed, x, "sample").random(command.k).tolist()]
+    drawn = policy.generate(owners, uniforms, temperature=command.temperature, top_p=command.top_p)
+    read = policy.catalogue
+    rows = [
+        {
+            "prompt": read.prompt_text(x),
+            "response": policy.tokenizer.decode(list(r), skip_special_tokens=True),
+            "tokens": len(r),
+            "truncated": r[-1] not in read.end,
+        }
+        for x, r in zip(owners, drawn, strict=True)
+    ]
+    _write(pd.DataFrame(rows), command.output)
+
+
+def _pool(command: Pool) -> None:
+    from llm_bridge import candidate_pool
+    from llm_bridge.oracles import named_scorer
+
+    policy = _policy(command)
+    _cost(policy.model, 3 * len(policy.catalogue.prompts) * command.k * command.max_new_tokens)
+    if command.dry_run:
+        return
+    scorer = None if command.judge is None else named_scorer(command.judge)
+    world = candidate_pool(
+        policy, command.k, scorer=scorer, dim=None, seed=command.seed, folder=command.output, progress=True
+    )
+    assert world.item_names is not None
+    sizes = [len(items) for items in world.item_names]
+    print(f"{len(sizes)} prompts, {min(sizes)} to {max(sizes)} different candidates each; wrote {command.output}")
+
+
+def _preflight(command: Preflight) -> None:
+    from llm_bridge import candidate_pool
+    from llm_bridge.oracles import Cached, named_judge, named_scorer
+    from llm_bridge.preflight import preflight
+
+    policy = _policy(command)
+    scorer = None if command.judge.startswith(("pair:", "toy:intransitive")) else named_scorer(command.judge)
+    world = candidate_pool(
+        policy, command.k, scorer=scorer, dim=command.dim, seed=command.seed, folder=command.pool, progress=True
+    )
+    answers = None if command.pool is None else command.pool / "answers.jsonl"
+    page = preflight(
+        policy,
+        world,
+        Cached(named_judge(command.judge), answers),
+        command.algorithms.split(","),
+        kl_coef=command.kl_coef,
+        rounds=command.rounds,
+        batch_size=command.batch_size,
+        replicates=command.replicates,
+        seed=command.seed,
+    )
+    print(page)
+
+
+def _train(command: Train) -> None:
+    import dataclasses
+
+    from llm_bridge.evaluation import Evaluation
+    from llm_bridge.oracles import Cached, TextOracle, named_judge
+    from llm_bridge.rows import direct_row
+    from llm_bridge.training import Training
+    from simbandit.data import Logged
+    from simbandit.objective import Descent
+    from simbandit.simulate import Problem, simulate
+
+    algorithm: Any = direct_row(command.algorithm)
+    steps = Descent(command.steps, command.learning_rate)
+    policy = _policy(command, training=Training(steps, minibatch=command.minibatch, progress=True), lora=command.lora)
+    policy = dataclasses.replace(policy, checkpoints=command.output / "checkpoints")
+    print(f"{command.algorithm}: {algorithm}")
+    drawn = 2 * command.rounds * command.batch_size
+    trained = command.rounds * command.steps * 2 * (command.minibatch or command.batch_size)
+    _cost(policy.model, (drawn * 4 + trained * 3) * command.max_new_tokens)
+    if command.dry_run:
+        return
+    judge = Cached(named_judge(command.judge), command.output / "answers.jsonl")
+    evaluation = Evaluation(policy, judge, size=command.evaluation, seed=command.seed + 1)
+    results = simulate(
+        Problem(policy.world(), TextOracle(policy.catalogue, judge), command.kl_coef),
+        algorithm,
+        rounds=command.rounds,
+        batch_size=command.batch_size,
+        seed=command.seed,
+        policy=policy,
+        offline=Logged(policy, command.rounds * command.batch_size) if algorithm.offline else None,
+        metrics=evaluation.metrics(),
+        record="all",
+        progress=True,
+    )
+    final: Any = results.policy
+    final.save(command.output / "model")
+    curve = results.frame().pivot(index="round", columns="metric", values="value")
+    curve.to_csv(command.output / "curve.csv")
+    shown = [c for c in ("win_rate", "kl_to_reference", "length", "entropy") if c in curve]
+    print(curve[shown].round(3).to_string())
+    print(f"wrote {command.output / 'model'} and {command.output / 'curve.csv'}; {judge.asked} questions asked")
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def _policy(command: Any, **options: Any) -> Any:
+    from llm_bridge.policy import LMPolicy
+
+    file = command.prompts
+    if file is None:
+        file = Path(command.model) / "prompts.jsonl"
+        if not file.exists():
+            raise ValueError(f"prompts: {command.model} brings none (prompts.jsonl); give a file with --prompts")
+    prompts = _read(file, "prompt")["prompt"].tolist()
+    policy = LMPolicy.from_pretrained(
+        command.model, prompts, chat=command.chat, max_new_tokens=command.max_new_tokens, **options
+    )
+    print(f"{len(prompts)} prompts; the first, as the model reads it: {policy.shown(0)!r}")
+    return policy
+
+
+def _read(path: Path, *columns: str) -> pd.DataFrame:
+    import pandas as pd
+
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    if path.suffix == ".parquet":
+        frame = pd.read_parquet(path)
+    else:
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        frame = pd.DataFrame(rows)
+    missing = [c for c in columns if c not in frame]
+    if missing or frame.empty:
+        raise ValueError(f"{path}: needs rows with {', '.join(columns)}; it has {', '.join(map(str, frame)) or 'none'}")
+    return frame
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in frame.to_dict("records")))
+    print(f"wrote {len(frame)} rows to {path}")
+
+
+def _cost(model: Any, tokens: int) -> None:
+    from llm_bridge.preflight import cost
+
+    print(cost(model, tokens))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""Optimal design: certificates, against known designs, in a span, rounded; and what active methods ask."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import xlogy
+
+from simbandit import algorithms
+from simbandit.algorithms.active import _bald
+from simbandit.design import apportion, d_optimal, largest_width
+from simbandit.draws import Draws
+from simbandit.oracles import BradleyTerry
+from simbandit.simulate import Problem, simulate
+from simbandit.types import Contexts
+from simbandit.worlds import LinearWorld
+from tests.test_bandits import Recorder
+from tests.test_dueling import POOL, setting_of
+
+
+def widths(z: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """z' V^+ z of every candidate, the plain way."""
+    return np.einsum("nd,de,ne->n", z, np.linalg.pinv((z.T * w) @ z, rcond=1e-9), z)
+
+
+@pytest.mark.parametrize(("n", "d", "tolerance"), [(50, 2, 1e-6), (700, 7, 1e-3), (3000, 12, 1e-4), (9, 9, 1e-3)])
+def test_the_certificate_holds(n, d, tolerance):
+    z = np.random.default_rng(n).normal(size=(n, d)) * np.geomspace(1, 30, d)
+    design = d_optimal(z, tolerance=tolerance)
+    assert design.converged
+    assert design.weights.min() >= 0
+    assert design.weights.sum() == pytest.approx(1, abs=1e-9)
+    assert widths(z, design.weights).max() <= (1 + tolerance) * d * (1 + 1e-9)
+    assert design.largest_width == pytest.approx(widths(z, design.weights).max(), rel=1e-9)
+    assert largest_width(z, design.weights) == pytest.approx(design.largest_width, rel=1e-9)
+    assert (design.rank, len(design.missing)) == (d, 0)
+    # where the certificate holds, the average width under w is the dimension exactly
+    assert widths(z, design.weights) @ design.weights == pytest.approx(d, rel=1e-9)
+
+
+def test_known_designs():
+    axes = d_optimal(np.vstack([np.eye(4), 0.3 * np.eye(4)[::-1]]))
+    np.testing.assert_allclose(axes.weights, [0.25] * 4 + [0.0] * 4, atol=1e-3)
+    x = np.linspace(-1, 1, 201)  # quadratic regression: thirds at -1, 0, 1
+    quadratic = d_optimal(np.stack([np.ones(201), x, x**2], axis=1), tolerance=1e-5)
+    np.testing.assert_allclose(quadratic.weights[[0, 100, 200]], 1 / 3, atol=1e-3)
+    line = d_optimal(np.array([[1.0], [-3.0], [2.0]]))
+    assert line.weights.tolist() == [0.0, 1.0, 0.0]
+
+
+def test_scaling_and_rotating_the_candidates_changes_nothing():
+    rng = np.random.default_rng(0)
+    z, change = rng.normal(size=(80, 3)), rng.normal(size=(3, 3)) * 100
+    one, two = (d_optimal(c, tolerance=1e-7).weights for c in (z, z @ change))
+    np.testing.assert_allclose(widths(z, one), widths(z, two), rtol=1e-3)
+
+
+def test_a_design_that_does_not_span_names_the_missing_directions_and_works_in_the_span():
+    z = np.random.default_rng(1).normal(size=(40, 2)) @ np.array([[1.0, 1.0, 0.0], [0.0, 1.0, -1.0]])
+    with pytest.warns(UserWarning, match=r"vectors: span 2 of 3 dimensions; nothing is learnt along \["):
+        design = d_optimal(z)
+    assert design.rank == 2
+    np.testing.assert_allclose(np.abs(design.missing[0]), 1 / np.sqrt(3), rtol=1e-9)
+    np.testing.assert_allclose(z @ design.missing[0], 0, atol=1e-12)
+    assert widths(z, design.weights).max() <= 2 * (1 + 1e-3) * (1 + 1e-9)
+    assert largest_width(z, np.eye(40)[0]) == np.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        d_optimal(z, warn=False)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (np.zeros((3, 2)), "vectors: all candidates are zero"),
+        (np.array([1.0, 2.0]), "vectors: must be a finite table"),
+        (np.array([[np.nan, 1.0]]), "vectors: must be a finite table"),
+    ],
+)
+def test_candidates_that_mean_nothing_are_refused(vectors, message):
+    with pytest.raises(ValueError, match=message):
+        d_optimal(vectors)
+    with pytest.raises(ValueError, match="tolerance: must be in"):
+        d_optimal(np.eye(2), tolerance=0.0)
+
+
+def test_unfinished_designs_say_so():
+    z = np.random.default_rng(0).normal(size=(300, 6))
+    rough = d_optimal(z, tolerance=1e-4, max_iterations=20)
+    assert not rough.converged
+    assert rough.largest_width > (1 + 1e-4) * 6
+    assert rough.largest_width == pytest.approx(widths(z, rough.weights).max(), rel=1e-6)
+
+
+def test_apportionment_sums_follows_and_keeps_its_efficiency():
+    rng = np.random.default_rng(0)
+    for n in (3, 10, 57, 1000):
+        w = rng.dirichlet(np.ones(8)) * (np.arange(8) != 3)
+        w /= w.sum()
+        count = apportion(w, n)
+        assert count.sum() == n
+        assert count[3] == 0
+        assert np.abs(count - n * w).max() <= 4
+        if n >= 7:
+            assert count[w > 0].min() >= 1
+            support = w > 0  # Pukelsheim and Rieder: every share at least (1 - s / n) of its weight
+            assert (count[support] / n / w[support]).min() >= 1 - 7 / n
+    with pytest.raises(ValueError, match="weights, n: "):
+        apportion([0.5, 0.2], 10)
+
+
+# ------------------------------------------------------------------------------------------------- asking
+
+
+def test_apo_asks_the_widest_pair_of_all_and_updates_inside_the_batch():
+    algorithm: Any = algorithms.create("apo")
+    setting = setting_of(POOL, batch_size=7)
+    state = algorithm.init(setting)
+    drawn = Contexts(index=torch.zeros(2, 7, dtype=torch.int64), pool=setting.contexts)
+    asked = algorithm.ask(state, drawn, Draws(0, 2).at(0))
+    pairs = algorithm.select(state, asked, Draws(0, 2).at(0))
+    phi = setting.contexts.features.numpy()
+    assert asked.index is not None
+    for r in range(2):
+        V, seen = np.eye(3), set()
+        z = phi[r][:, :, None] - phi[r][:, None]
+        for b in range(7):
+            widest = np.einsum("xijd,de,xije->xij", z, np.linalg.inv(V), z)
+            x, (i, j) = int(asked.index[r, b]), pairs[r, b].tolist()
+            fresh = np.ones_like(widest, dtype=bool)
+            for cell in seen:
+                fresh[cell] = False
+            assert widest[x, i, j] == pytest.approx(widest[fresh].max(), rel=1e-9)
+            seen |= {(x, i, j), (x, j, i)}
+            V += np.outer(z[x, i, j], z[x, i, j])
+    assert torch.equal(state.duels.inverse[0], torch.eye(3).double())  # the real design has not moved yet
+
+
+def asked_by(name: str, rounds: int, world: Any = POOL, **fields: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+    class Asking(Recorder):
+        def ask(self, state: Any, contexts: Contexts, draws: Any) -> Contexts:
+            return self.algorithm.ask(state, contexts, draws)
+
+    recorder = Asking(algorithms.create(name, **fields))
+    simulate(Problem(world, BradleyTerry(), 1.0), recorder, rounds=rounds, replicates=3, metrics=["argmax_regret"])
+    return [(features, actions) for features, actions, _ in recorder.rounds]
+
+
+def test_coreset_asks_for_the_farthest_difference():
+    asked = asked_by("coreset", 6)
+    phi = POOL.instance(3, Draws(0, 3)).pool.features.numpy()  # pyright: ignore[reportOptionalMemberAccess]
+    for r in range(3):
+        z = (phi[r][:, :, None] - phi[r][:, None]).reshape(-1, 3)
+        near = np.linalg.norm(z, axis=1)
+        for features, actions in asked:
+            q = features[r, actions[r, 0]] - features[r, actions[r, 1]]
+            k = np.flatnonzero(np.abs(z - q).max(1) < 1e-12)[0]
+            assert near[k] == pytest.approx(near.max(), rel=1e-9)
+            near = np.minimum(near, np.minimum(np.linalg.norm(z - q, axis=1), np.linalg.norm(z + q, axis=1)))
+
+
+def test_uncertainty_asks_for_a_coin_flip_and_never_for_an_action_against_itself():
+    for name in ("uncertainty", "apo", "bald", "coreset"):
+        assert all((actions[:, 0] != actions[:, 1]).all() for _, actions in asked_by(name, 5))
+
+
+def test_bald_is_the_mutual_information():
+    """Against quadrature of h(E sigma) - E h(sigma) under N(m, s^2): to 0.04 bits, the approximation's own error."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    weights = weights / weights.sum()
+
+    def entropy(p: np.ndarray) -> np.ndarray:
+        return -(xlogy(p, p) + xlogy(1 - p, 1 - p)) / np.log(2)
+
+    for m in (0.0, 0.7, 2.0):
+        for s in (0.1, 1.0, 3.0):
+            p = 1 / (1 + np.exp(-(m + s * nodes)))
+            exact = entropy(np.array(weights @ p)) - weights @ entropy(p)
+            found = float(_bald(torch.tensor(m).double(), torch.tensor(s).double()))
+            assert found == pytest.approx(float(exact), abs=0.04)
+
+
+def test_the_one_shot_plan_is_the_design_from_its_first_rounds_on():
+    algorithm: Any = algorithms.create("d_optimal", tolerance=1e-4)
+    setting = setting_of(POOL, rounds=60, batch_size=5)
+    cells = algorithm.init(setting).cells.numpy()
+    phi = setting.contexts.features.numpy()
+    assert cells.shape == (2, 300)
+    for r in range(2):
+        i, j = np.triu_indices(6, 1)
+        z = (phi[r][:, i] - phi[r][:, j]).reshape(-1, 3)
+        for n, excess in ((300, 0.03), (100, 0.1)):
+            x, a, b = cells[r, :n] // 36, cells[r, :n] // 6 % 6, cells[r, :n] % 6
+            asked = phi[r][x, a] - phi[r][x, b]
+            inverse = np.linalg.inv(asked.T @ asked / n)
+            assert np.einsum("nd,de,ne->n", z, inverse, z).max() <= 3 * (1 + excess)
+
+
+def test_rare_directions_are_found_by_design_and_missed_by_uniform_contexts():
+    """The hard instance of active preference optimisation: most contexts share one direction, the better action is the
+    second."""
+    phi = np.zeros((60, 2, 4))
+    phi[:57, 1, 0], phi[57, 1, 1], phi[58, 1, 2], phi[59, 1, 3] = 1, 1, 1, 1
+    problem = Problem(LinearWorld(features=phi, theta=np.full(4, 1.5)), BradleyTerry(), 1.0)
+
+    def worst(name: str, **fields: Any) -> float:
+        run = simulate(
+            problem, algorithms.create(name, **fields), rounds=60, replicates=6, metrics=["worst_argmax_regret"]
+        )
+        return float(run.final("worst_argmax_regret").mean())
+
+    drawn = worst("apo", contexts="drawn")
+    assert drawn > 0.5
+    for name in ("apo", "d_optimal", "bald"):
+        assert worst(name) < 0.5 * drawn
+
+
+def test_appo_and_adpo_ask_about_everything_at_first_and_little_later():
+    problem = Problem(LinearWorld(4, 5, 3, theta_norm=4.0), BradleyTerry(), 1.0)
+    counts = {}
+    for name, fields in (("uniform", {}), ("appo", {"threshold": 0.25}), ("adpo", {"confidence": 1.0})):
+        algorithm = algorithms.create(name, **fields)
+        run = simulate(problem, algorithm, rounds=160, batch_size=4, replicates=6, metrics=["informative_pairs"])
+        counts[name] = run.frame().groupby("round")["value"].mean()
+    for name in ("appo", "adpo"):
+        assert counts[name][1] > 0.6 * counts["uniform"][1]
+        assert counts[name][160] < 0.4 * counts["uniform"][160]
+
+
+def test_adpo_labels_by_itself_what_it_is_sure_of():
+    algorithm: Any = algorithms.create("adpo", confidence=0.1, players="reference")
+    setting = setting_of(POOL)
+    state = algorithm.init(setting)
+    state.model.theta = torch.tensor([[5.0, 1.0, 0.0], [0.0, 3.0, 3.0]]).double()
+    contexts = Contexts(index=torch.arange(5).expand(2, 5), pool=setting.contexts)
+    shown = algorithm.select(state, contexts, Draws(0, 2).at(0))
+    meant = state.meant
+    margin = algorithm._margin(state, contexts, meant)
+    sure = margin.abs() > 0.1
+    assert sure.any()
+    assert ((shown[..., 0] == shown[..., 1]) | ~sure).all()
+    wrong = (margin < 0).double()  # the annotator contradicts, and is not asked where it is sure
+    algorithm.update(state, contexts, shown, wrong, Draws(0, 2).at(0))
+    duels = state.model.duels
+    expected = torch.where(sure, (margin > 0).double(), wrong) * (meant[..., 0] != meant[..., 1])
+    same = torch.where(meant[..., 0] < meant[..., 1], expected, (1 - expected) * (meant[..., 0] != meant[..., 1]))
+    torch.testing.assert_close(duels.wins.sum(1), same.sum(1))
+
+
+@pytest.mark.parametrize("name", ["apo", "coreset", "d_optimal", "appo"])
+def test_what_chooses_among_all_contexts_needs_a_finite_world(name):
+    world = LinearWorld(None, 4, 3, n_evaluation=5)
+    with pytest.raises(ValueError, match=r"world: .* needs a finite world"):
+        simulate(Problem(world, BradleyTerry(), 1.0), algorithms.create(name), rounds=2)
+    simulate(Problem(world, BradleyTerry(), 1.0), algorithms.create("apo", contexts="drawn"), rounds=2, batch_size=3)

@@ -1,0 +1,109 @@
+"""Queries to epsilon with censoring, exponents of N(epsilon), burn-in, and log against sqrt."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simbandit.guarantees import MissingData, burn_in_sensitivity, complexity, growth, queries_to
+
+COUNTS = np.array([0, 10, 20, 40, 80, 160])
+
+
+def frame(values: np.ndarray, counts: np.ndarray = COUNTS, metric: str = "suboptimality") -> pd.DataFrame:
+    R, T = values.shape
+    return pd.DataFrame(
+        {
+            "replicate": np.repeat(np.arange(R), T),
+            "round": np.tile(np.arange(T), R),
+            "queries": np.tile(counts.astype(float), R),
+            "metric": metric,
+            "value": values.ravel(),
+        }
+    )
+
+
+VALUES = np.array(
+    [
+        [9.0, 5.0, 0.5, 0.4, 0.3, 0.2],  # there at 20
+        [9.0, 0.5, 3.0, 0.5, 0.5, 0.1],  # dips at 10, there at 40
+        [9.0, 9.0, 9.0, 9.0, 9.0, 9.0],  # never
+        [0.1, 0.1, 0.1, 0.1, 0.1, 0.1],  # from the start
+        [9.0, 9.0, 9.0, 9.0, 0.5, 5.0],  # there, and gone again
+    ]
+)
+
+
+def test_a_dip_does_not_count_and_never_is_censored():
+    found = queries_to(frame(VALUES), 1.0)
+    assert found.queries.tolist() == [20, 40, 160, 0, 160]
+    assert found.censored.tolist() == [False, False, True, False, True]
+    assert found.horizon == 160
+    assert found.restricted_mean().estimate == pytest.approx((20 + 40 + 160 + 0 + 160) / 5)
+    assert found.median() == 40
+
+
+def test_kaplan_meier_by_hand():
+    counts, probability, low, high = queries_to(frame(VALUES), 1.0).survival()
+    assert counts.tolist() == [0, 20, 40, 160]
+    np.testing.assert_allclose(probability, [0.8, 0.6, 0.4, 0.4])
+    assert (low <= probability).all()
+    assert (probability <= high).all()
+
+
+def test_an_epsilon_that_no_run_reached_is_censored_not_invented():
+    found = queries_to(frame(VALUES), 1e-3)
+    assert found.censored.all()
+    assert found.median() == np.inf
+    assert found.restricted_mean().estimate == 160  # a lower bound: nobody got there by 160
+    counts, probability, _, _ = found.survival()
+    assert probability.min() == 1.0
+    assert counts.tolist() == [160]
+    table = complexity(frame(VALUES), [1e-3, 1e-4]).table
+    assert np.isinf(table["median"]).all()
+    assert (table["censored"] == 1).all()
+
+
+def test_bad_questions_are_refused():
+    with pytest.raises(ValueError, match="epsilon: must be > 0"):
+        queries_to(frame(VALUES), 0.0)
+    with pytest.raises(MissingData, match="metric 'duality_gap' was not recorded"):
+        queries_to(frame(VALUES), 0.1, metric="duality_gap")
+
+
+@pytest.mark.parametrize("power", [1.0, 0.5])
+def test_the_exponent_of_sample_complexity_is_that_of_the_gap(power):
+    """A gap c t^-power needs N ~ epsilon^(-1/power) queries: 1 and 2."""
+    rng, counts = np.random.default_rng(0), np.unique(np.geomspace(1, 1e5, 400).round())
+    gaps = np.exp(0.3 * rng.normal(size=(40, 1))) * 3 * counts**-power
+    epsilons = [0.5, 0.25, 0.12, 0.06]
+    found = complexity(frame(gaps, counts), epsilons)
+    assert found.table["censored"].max() == 0
+    assert float(found.exponent.low) <= float(found.exponent.estimate) <= float(found.exponent.high)
+    assert float(found.exponent.estimate) == pytest.approx(1 / power, rel=0.03)
+    half = complexity(frame(gaps, counts), [0.5, 0.25, 1e-9])  # what nobody reached is left out
+    assert float(half.exponent.estimate) == pytest.approx(1 / power, rel=0.06)
+    one = complexity(frame(gaps, counts), [0.5, 1e-9]).exponent
+    assert np.isnan(one.estimate)
+
+
+def test_burn_in_shows_where_an_exponent_is_not_asymptotic():
+    rng, t = np.random.default_rng(0), np.geomspace(10, 1e5, 60)
+    noise = np.exp(0.02 * rng.normal(size=(30, 1)))
+    settled = burn_in_sensitivity(t, noise * t**0.5)
+    assert np.ptp(settled["exponent"]) < 1e-9
+    moving = burn_in_sensitivity(t, noise * (100 * (1 - np.exp(-t / 100)) + t**0.5))
+    assert moving["exponent"].iloc[-1] > moving["exponent"].iloc[0] + 0.05
+    assert moving["points"].is_monotonic_decreasing
+
+
+def test_log_against_sqrt():
+    rng, t = np.random.default_rng(0), np.geomspace(10, 1e4, 40)
+    scale = 1 + 0.2 * rng.normal(size=(30, 1))
+    assert growth(t, scale * (3 + 5 * np.log(t))).model == "log"
+    assert growth(t, scale * (3 + 5 * np.sqrt(t))).model == "sqrt"
+    walk = np.cumsum(rng.normal(size=(30, 40)), axis=1)
+    between = growth(t, 3 * t**0.24 + walk)
+    assert between.model == "undecided"
+    assert 0.05 < between.share_log < 0.95
+    with pytest.raises(ValueError, match="x, values: "):
+        growth(t[:3], walk[:, :3])
