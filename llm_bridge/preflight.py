@@ -37,9 +37,10 @@ class Preflight:
 
     def ranking(self, kl_coef: float | None = None) -> pd.DataFrame:
         """Algorithms by their gap at the end, smallest first."""
-        chosen = self.curves[np.isclose(self.curves["kl_coef"], self.kl_coef if kl_coef is None else kl_coef)]
-        last = chosen[chosen["round"] == chosen["round"].max()]
-        return last.sort_values("gap")[["algorithm", "queries", "gap", "low", "high"]].reset_index(drop=True)
+        near = self.kl_coef if kl_coef is None else kl_coef
+        there = (self.curves["kl_coef"] - near).abs() < 1e-9 * near
+        rows: Any = self.curves[there & (self.curves["round"] == self.curves["round"].max())]
+        return rows.sort_values(by="gap").reset_index(drop=True)[["algorithm", "queries", "gap", "low", "high"]]
 
     def __str__(self) -> str:
         start = self.curves.query("round == 0")["gap"].iloc[0]
@@ -52,9 +53,10 @@ class Preflight:
         for factor in FACTORS:
             kl_coef = factor * self.kl_coef
             lines.append(f"  kl_coef {kl_coef:g}")
-            for rank, row in enumerate(self.ranking(kl_coef).itertuples(index=False), start=1):
-                told = f"{row.gap:.4g} [{row.low:.4g}, {row.high:.4g}] after {row.queries:.0f} queries"
-                lines.append(f"    {rank}. {row.algorithm}: {told}")
+            for rank, row in enumerate(self.ranking(kl_coef).to_dict("records"), start=1):
+                interval = f"[{row['low']:.4g}, {row['high']:.4g}]"
+                told = f"{row['gap']:.4g} {interval} after {row['queries']:.0f} queries"
+                lines.append(f"    {rank}. {row['algorithm']}: {told}")
         return "\n".join([*lines, "", "The real run", f"  {self.plan}"])
 
 
@@ -90,7 +92,8 @@ def preflight(
                 metrics=["duality_gap"],
                 record=sorted({0, rounds // 4, rounds // 2, rounds}),
             )
-            for (t, queries), part in results.frame().groupby(["round", "queries"])["value"]:
+            for place, part in results.frame().groupby(["round", "queries"])["value"]:
+                t, queries = np.asarray(place).tolist()
                 mean, low, high = (float(v) for v in mean_interval(part.to_numpy()))
                 told: dict[str, Any] = {"algorithm": name, "kl_coef": factor * kl_coef, "round": t, "queries": queries}
                 parts.append(told | {"gap": mean, "low": low, "high": high})
@@ -101,8 +104,9 @@ def preflight(
 
 def judged(world: TableWorld, preference: np.ndarray, kl_coef: float) -> dict[str, float]:
     """What decides which algorithms are safe: how intransitive the judge is, how far from Bradley-Terry, how fast the
-    game turns, and how the reference covers its equilibrium. Means over prompts, each over its own candidates."""
-    rows = []
+    game turns, and how the reference covers its equilibrium. Means over prompts, each over its own candidates; the step
+    size is that of the worst prompt. Raises ValueError where no prompt has two different candidates."""
+    rows: list[dict[str, float]] = []
     for p, ref in zip(torch.tensor(preference), torch.tensor(np.asarray(world.ref_log_probs)), strict=True):
         offered = (~torch.isneginf(ref)).nonzero().flatten()
         p, ref = p[offered][:, offered], ref[offered]
@@ -124,10 +128,11 @@ def judged(world: TableWorld, preference: np.ndarray, kl_coef: float) -> dict[st
                 "largest stable step size of mirror descent": 2 * kl_coef / (kl_coef**2 + turning**2),
             }
         )
-    frame = pd.DataFrame(rows)
-    told = {name: float(value) for name, value in frame.mean().items()}
+    if not rows:
+        raise ValueError("world: no prompt has two different candidates to choose from; draw more, or at a temperature")
+    told = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     worst = "largest stable step size of mirror descent"
-    return told | {worst: float(frame[worst].min())}
+    return told | {worst: min(row[worst] for row in rows)}
 
 
 def cost(model: Any, tokens: int) -> str:

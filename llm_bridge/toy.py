@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from llm_bridge.grammar import COMMON_ADJECTIVES, GOOD_WORDS, SPECIAL, Grammar
+from llm_bridge.grammar import GOOD_WORDS, SPECIAL, Grammar
 from llm_bridge.scoring import sequence_log_probs
 
 Kind = Literal["llama", "gpt2"]
@@ -190,11 +190,11 @@ def true_reward(prompt: str, response: str) -> float:
 def intransitive_raters(prompt: str, first: str, second: str) -> float:
     """P(first preferred) of a majority of three raters with cyclic tastes, in [0.1, 0.9]; P + P' = 1.
 
-    A response's flavour is the count of its adjectives (of those all topics share) modulo three. Each rater ranks the
-    flavours, and the three rankings are a Condorcet cycle: flavour f beats f + 1 two to one, and no reward explains it.
+    A response's flavour is its number of words modulo three. Each rater ranks the flavours, and the three rankings are
+    a Condorcet cycle: flavour f beats f + 1 with probability 0.9, and no reward explains it.
     """
     del prompt
-    one, other = (sum(word in COMMON_ADJECTIVES for word in text.split()) % 3 for text in (first, second))
+    one, other = (len(text.split()) % 3 for text in (first, second))
     return {0: 0.5, 1: 0.9, 2: 0.1}[(other - one) % 3]
 
 

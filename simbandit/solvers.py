@@ -154,7 +154,9 @@ def box_minimiser(gradient: Tensor, hessian: Tensor, x: Tensor, high: float, mov
         q = torch.where(unpinned & movable, q - torch.where(movable, q, torch.inf).amin(-1, keepdim=True), q)
         answer[todo] = torch.where(movable, q.clamp(0.0, high), x)
         slope = gradient + (hessian @ (q - x)[..., None]).squeeze(-1)
-        rounding = 1e-12 * gradient.abs().amax(-1, keepdim=True)
+        # With a single coordinate pinned its slope is 0 by the shift, and what is computed is rounding of H (q - x).
+        moved = (q - x).abs().amax(-1, keepdim=True)
+        rounding = 1e-12 * gradient.abs().amax(-1, keepdim=True) + 1e-13 * scale * moved
         low = (free & (q < 0)) | (at_low & (slope > -rounding))
         top = (free & (q > high)) | (at_high & (slope < rounding))
         left = ((low != at_low) | (top != at_high)).any(-1)

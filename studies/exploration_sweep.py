@@ -1,9 +1,9 @@
 """Exploration against the range of rewards: a fixed comparator costs e^R, a moving one does not.
 
-SE-POPO (2502.00666, read in summaries and code only) claims the first sample complexity polynomial in the reward's range
-R, where all earlier online methods pay e^R. The mechanism (derived): a duel at reward gap g carries the information
-sigma'(g), about e^-g. Against a fixed reference that plays bad actions every good action wins, and duels with it tell
-good from better only after e^R of them; a sampler that moves to the policy in stages keeps gaps small.
+SE-POPO (2502.00666, read in summaries and code only) claims the first sample complexity polynomial in the range R of
+rewards, where all earlier online methods pay e^R. The mechanism (derived): a duel at reward gap g carries the
+information sigma'(g), about e^-g. Against a fixed reference that plays bad actions every good action wins, and duels
+with it tell good from better only after e^R of them; a sampler that moves to the policy in stages keeps gaps small.
 
 Instance: four actions, r = (R - 1, R, R - 1, 0), the reference plays each of the three good ones with probability
 1e-3; 64 rounds of 16 duels, exact fits, kl_coef |log-ratio gap| <= R. Grid: R = 1, 3, 5, 7; kl_coef .1 and .3; duels of

@@ -1,17 +1,17 @@
 """Preference collapse: as kl_coef falls, RLHF forgets minorities; preference matching keeps the annotators' shares.
 
-Xiao et al. 2024 (2405.16455): RLHF with a KL penalty does not return the annotators' preferences. Its odds are those of
-the reference times exp(gap / kl_coef), which collapse onto the favourite as kl_coef falls and follow the reference as it
-grows. The regulariser -log pi (PM-RLHF) has the optimum softmax(r), whose odds are the annotators' own, whatever the
-reference. Their LM experiments (a divergence 29 % to 41 % lower) cannot be had here. No figure of theirs is repeated;
-the numbers of the two responses are closed forms, checked in earlier runs. Negative control: equilibria of the
-KL-regularised game, which by a theorem of a later paper (known to us second-hand) cannot match either.
+Xiao et al. 2024 (2405.16455): RLHF with a KL penalty does not return the annotators' preferences. Its odds are those
+of the reference times exp(gap / kl_coef), which collapse onto the favourite as kl_coef falls and follow the reference
+as it grows. The regulariser -log pi (PM-RLHF) has the optimum softmax(r), whose odds are the annotators' own, whatever
+the reference. Their LM experiments (a divergence 29 % to 41 % lower) cannot be had here. No figure of theirs is
+repeated; the numbers of the two responses are closed forms, checked in earlier runs. Negative control: equilibria of
+the KL-regularised game, which by a theorem of a later paper (known to us second-hand) cannot match either.
 
-Grid. "two": responses with P = .7, references (.5, .5) and (.05, .95), kl_coef from 2 to .02; population DPO, the game's
-equilibrium, and softmax(r). "five": the same on 5 responses, r ~ N(0, 1), references uniform and softmax(N(0, 1)), in 64
-draws. "learnt": `pm_rlhf` and `online_dpo` (kl_coef 1, .1) on up to 4,096 duels of the policy itself, the five responses
-with the softmax reference. `matching divergence`: KL(softmax(r) || pi); `minority mass`: what is left to all but the
-favourite.
+Grid. "two": responses with P = .7, references (.5, .5) and (.05, .95), kl_coef from 2 to .02; population DPO, the
+game's equilibrium, and softmax(r). "five": the same on 5 responses, r ~ N(0, 1), references uniform and
+softmax(N(0, 1)), in 64 draws. "learnt": `pm_rlhf` and `online_dpo` (kl_coef 1, .1) on up to 4,096 duels, of the policy
+itself or uniform, the five responses with the softmax reference. `matching divergence`: KL(softmax(r) || pi); `minority mass`:
+what is left to all but the favourite.
 """
 
 from __future__ import annotations
@@ -47,6 +47,13 @@ for law in ("uniform", "softmax"):
         n_contexts=1, n_actions=5, dim=5, features="one_hot", theta="gaussian", theta_norm=None, reference=law
     )
 DUELS, BATCH = 4096, 16
+LEARNT = (
+    ("pm_rlhf", 1.0, "current"),
+    ("online_dpo", 1.0, "current"),
+    ("online_dpo", 0.1, "current"),
+    ("pm_rlhf", 1.0, "uniform"),
+    ("online_dpo", 0.1, "uniform"),
+)
 
 
 def judged(s: Snapshot, method: str, metric: str) -> Tensor | None:
@@ -78,12 +85,12 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Simulation]:
                         **common,
                     )
                 )
-    for method, kl_coef in (("pm_rlhf", 1.0), ("online_dpo", 1.0), ("online_dpo", 0.1)):
+    for method, kl_coef, player in LEARNT:
         grid.append(
             Simulation(
-                {"part": "learnt", "reference": "softmax", "kl_coef": kl_coef, "method": method},
+                {"part": "learnt", "reference": "softmax", "kl_coef": kl_coef, "method": method, "pairs": player},
                 Problem(WORLDS["five", "softmax"], BradleyTerry(), kl_coef),
-                algorithms.create(method),
+                algorithms.create(method, players=(player, player)),
                 rounds=(DUELS // 8 if settings.smoke else DUELS) // BATCH,
                 batch_size=BATCH,
                 replicates=settings.replicates,
@@ -128,11 +135,12 @@ claims = (
         )
         for law in STATED
     ),
-    Identity(
+    Number(
         "uniform reference, kl_coef 1: RLHF matches, there alone",
         PAPER,
         "matching_divergence",
         {"part": "five", "reference": "uniform", "kl_coef": 1.0, "method": "RLHF"},
+        0.0,
         1e-9,
     ),
     *(
@@ -206,26 +214,30 @@ claims = (
         )
         for law in ("uniform", "softmax")
     ),
-    Exponent(
-        "learnt: PM-RLHF's divergence falls like 1 / n on duels of its own",
-        DERIVED,
-        "matching_divergence",
-        {"part": "learnt", "method": "pm_rlhf"},
-        -1.0,
-        0.2,
-        window=(512, DUELS),
+    *(
+        Exponent(
+            f"learnt: PM-RLHF's divergence falls like 1 / n on {text}",
+            DERIVED,
+            "matching_divergence",
+            {"part": "learnt", "method": "pm_rlhf", "pairs": player},
+            -1.0,
+            0.2,
+            window=(512, DUELS),
+        )
+        for player, text in (("current", "duels of its own"), ("uniform", "uniform duels"))
     ),
     *(
         Ordering(
-            f"learnt: PM-RLHF ends 100 times below DPO at kl_coef {k}",
+            f"learnt, {player} pairs: PM-RLHF ends 100 times below DPO at kl_coef {k}",
             PAPER,
             "matching_divergence",
             {"method": "pm_rlhf"},
             {"method": "online_dpo", "kl_coef": k},
-            {"part": "learnt"},
+            {"part": "learnt", "pairs": player},
             factor=100.0,
         )
-        for k in (1.0, 0.1)
+        for method, k, player in LEARNT
+        if method == "online_dpo"
     ),
 )
 
@@ -252,12 +264,11 @@ def plot(frame: pd.DataFrame) -> Figure:
     for ax in (two, minority, divergence):
         ax.set_xscale("log")
         ax.set_xlabel("kl_coef")
-    rows = frame[frame["part"] == "learnt"]
-    rows = rows.assign(
-        name=rows["method"] + np.where(rows["method"] == "online_dpo", ", " + rows["kl_coef"].astype(str), "")
-    )
-    plotting.curves(learnt, rows, "matching_divergence", "name", loglog=True)
-    learnt.set_title("(d) learnt from duels of its own")
+    rows = frame[frame["part"] == "learnt"].replace({"online_dpo": "DPO", "pm_rlhf": "PM", "current": "own"})
+    rows = rows.assign(name=rows["method"] + " " + rows["kl_coef"].astype(str) + ", " + rows["pairs"])
+    names = {name: name.replace("PM 1.0", "PM") for name in rows["name"].unique()}
+    plotting.curves(learnt, rows, "matching_divergence", "name", loglog=True, names=names)
+    learnt.set_title("(d) learnt from duels")
     for ax in (divergence, learnt):
         ax.set_ylabel("divergence from matching [nats]\n(lower is better)")
     plotting.legend_above(figure, minority)

@@ -9,9 +9,9 @@ and 1, reference softmax(N(0, 1)), one duel a round, alpha .3, 1, 3 for the cali
 pi_ref. The theorem takes alpha of order sqrt(T) online and sqrt(N) offline.
 
 Grid. "adamw": the paper's online set-up, 400 rounds, pairs of the policy; at kl_coef .1 also pairs with the reference.
-"exact": the same with the argmin under kl_coef |log-ratio| <= 1, both pairings, 100 rounds (300 at alpha 0), kl_coef .1; "own earlier
-runs" (8 seeds) are these. "offline": 32 to 2,048 duels of the reference, kl_coef .1, alpha = 0, .03, .1, .3 times
-sqrt(N), by 1,000 AdamW steps and exactly. Regret is J(pi*) - J(pi), summed over rounds.
+"exact": the same with the argmin under kl_coef |log-ratio| <= 1, both pairings, 100 rounds (300 at alpha 0), kl_coef
+.1; "own earlier runs" (8 seeds) are these. "offline": 32 to 2,048 duels of the reference, kl_coef .1, alpha = 0, .03,
+.1, .3 times sqrt(N), by 1,000 AdamW steps and exactly. Regret is J(pi*) - J(pi), summed over rounds.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Simulation]:
         for alpha in EXACT_ALPHAS[:2] if short or pairs == "reference" else EXACT_ALPHAS:
             rounds = 25 if short else EXACT_ROUNDS if alpha else 3 * EXACT_ROUNDS
             labels = {"part": "exact", "pairs": pairs, "alpha": alpha}
-            grid.append(_cell(settings, labels, vpo(alpha, pairs, None), rounds, **online))
+            kept = {"record": range(0, rounds + 1, 5)}
+            grid.append(_cell(settings, labels, vpo(alpha, pairs, None), rounds, **online, **kept))
     for fit, descent in (("adamw", OFFLINE_STEPS), ("exact", None)):
         for n in SIZES[:2] if short else SIZES:
             for share in SHARES[::2] if short else SHARES:

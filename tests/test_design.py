@@ -143,14 +143,15 @@ def asked_by(name: str, rounds: int, world: Any = POOL, **fields: Any) -> list[t
         def ask(self, state: Any, contexts: Contexts, draws: Any) -> Contexts:
             return self.algorithm.ask(state, contexts, draws)
 
-    recorder = Asking(algorithms.create(name, **fields))
+    recorder: Any = Asking(algorithms.create(name, **fields))
     simulate(Problem(world, BradleyTerry(), 1.0), recorder, rounds=rounds, replicates=3, metrics=["argmax_regret"])
     return [(features, actions) for features, actions, _ in recorder.rounds]
 
 
 def test_coreset_asks_for_the_farthest_difference():
     asked = asked_by("coreset", 6)
-    phi = POOL.instance(3, Draws(0, 3)).pool.features.numpy()  # pyright: ignore[reportOptionalMemberAccess]
+    instance: Any = POOL.instance(3, Draws(0, 3))
+    phi = instance.pool.features.numpy()
     for r in range(3):
         z = (phi[r][:, :, None] - phi[r][:, None]).reshape(-1, 3)
         near = np.linalg.norm(z, axis=1)

@@ -245,6 +245,25 @@ def test_an_action_that_only_ever_lost_stops_at_the_bound(value_range):
     assert info.fit_residual.max() < 1e-7
 
 
+def test_fits_end_where_duels_are_saturated_far_inside_a_wide_bound():
+    """With one coordinate pinned to the box its slope is 0 but for rounding; released by that, Newton would crawl."""
+    world = LinearWorld(
+        n_contexts=1, n_actions=5, dim=5, features="one_hot", theta="gaussian", theta_norm=None, reference="softmax"
+    )
+    frame = simulate(
+        Problem(world, BradleyTerry(), 1.0),
+        algorithms.create("online_dpo"),
+        rounds=1,
+        batch_size=16,
+        replicates=64,
+        policy="tabular",
+        metrics=["fit_iterations", "fit_residual"],
+    ).frame()
+    worst = frame.groupby("metric")["value"].max()
+    assert worst["fit_iterations"] <= 25
+    assert worst["fit_residual"] <= 1e-9 * 16
+
+
 def test_the_bound_defaults_to_the_width_of_the_reward_range():
     pool = instance_of(PLAIN).pool
     row, label = torch.full((R, 800), 3), torch.ones(R, 800).double()

@@ -31,11 +31,12 @@ def setting_of(world: Any, **changes: Any) -> Any:
 def test_every_pair_of_maxinp_is_the_references():
     """The widest pair among promising actions; its order is a tie (widths are symmetric), decided by noise."""
     rounds = 40
-    recorder = Recorder(algorithms.create("maxinp", radius=2.0, refit_growth=0.0, ball=1e3))
+    recorder: Any = Recorder(algorithms.create("maxinp", radius=2.0, refit_growth=0.0, ball=1e3))
     problem = Problem(FRESH, BradleyTerry(), 1.0)
     simulate(problem, recorder, rounds=rounds, replicates=SEEDS, metrics=["reward_regret"], record=[0])
     draws = Draws(0, SEEDS)
-    theta = FRESH.instance(SEEDS, draws).theta.numpy()
+    instance: Any = FRESH.instance(SEEDS, draws)
+    theta = instance.theta.numpy()
     phi, actions = (np.stack([r[i] for r in recorder.rounds]) for i in (0, 1))  # (T, R, A, d), (T, R, 2)
     uniforms = np.stack([draws.at(t).uniform("annotator", 1)[:, 0].numpy() for t in range(rounds)])
     orders = set()
@@ -121,7 +122,7 @@ def test_colstim_couples_its_noise_as_often_as_said():
 
 
 def test_colstim_starts_with_uniform_pairs_where_asked():
-    recorder = Recorder(algorithms.create("colstim", warm_up=30))
+    recorder: Any = Recorder(algorithms.create("colstim", warm_up=30))
     problem = Problem(LinearWorld(1, 6, 3), BradleyTerry(), 1.0)
     simulate(problem, recorder, rounds=30, replicates=40, metrics=["reward_regret"], record=[0])
     actions = np.stack([r[1] for r in recorder.rounds]).reshape(-1, 2)
@@ -228,7 +229,7 @@ def test_a_condorcet_winner_is_found_and_played(algorithm):
     wins = {(2, 0): 0.7, (2, 1): 0.65, (2, 3): 0.65, (2, 4): 0.65, (0, 1): 0.95, (0, 3): 0.95, (0, 4): 0.95}
     for (i, j), p in wins.items():
         P[i, j], P[j, i] = p, 1 - p
-    recorder = TableRecorder(algorithm)
+    recorder: Any = TableRecorder(algorithm)
     world, oracle = one_context(P)
     run = simulate(Problem(world, oracle, 1.0), recorder, rounds=1500, replicates=4, metrics=["kl_to_ref"], record=[0])
     late = np.stack(recorder.actions[-200:])
@@ -271,8 +272,9 @@ def test_regrets_of_a_duel_by_name():
     np.testing.assert_allclose(
         wide["weak_regret"] + wide["strong_regret"], wide["summed_regret"], rtol=1e-12, atol=1e-15
     )
-    assert (wide["weak_regret"] <= wide["strong_regret"]).all()
-    assert (wide["weak_regret"] < wide["strong_regret"]).any()
+    apart = wide["strong_regret"].to_numpy() - wide["weak_regret"].to_numpy()
+    assert apart.min() >= 0
+    assert apart.max() > 0
 
 
 @pytest.mark.parametrize("name", CONTEXTUAL)

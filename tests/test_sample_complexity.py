@@ -59,8 +59,8 @@ def test_an_epsilon_that_no_run_reached_is_censored_not_invented():
     assert probability.min() == 1.0
     assert counts.tolist() == [160]
     table = complexity(frame(VALUES), [1e-3, 1e-4]).table
-    assert np.isinf(table["median"]).all()
-    assert (table["censored"] == 1).all()
+    assert np.isinf(table["median"].to_numpy()).all()
+    assert table["censored"].tolist() == [1, 1]
 
 
 def test_bad_questions_are_refused():
@@ -77,7 +77,7 @@ def test_the_exponent_of_sample_complexity_is_that_of_the_gap(power):
     gaps = np.exp(0.3 * rng.normal(size=(40, 1))) * 3 * counts**-power
     epsilons = [0.5, 0.25, 0.12, 0.06]
     found = complexity(frame(gaps, counts), epsilons)
-    assert found.table["censored"].max() == 0
+    assert found.table["censored"].tolist() == [0, 0, 0, 0]
     assert float(found.exponent.low) <= float(found.exponent.estimate) <= float(found.exponent.high)
     assert float(found.exponent.estimate) == pytest.approx(1 / power, rel=0.03)
     half = complexity(frame(gaps, counts), [0.5, 0.25, 1e-9])  # what nobody reached is left out

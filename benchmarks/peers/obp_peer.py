@@ -2,12 +2,25 @@
 
 import sys
 import types
+from typing import Any
 
 import numpy as np
 
-torch = types.ModuleType("torch")  # obp.utils names its types in annotations; LinUCB never uses it
-sys.modules["torch"] = torch
-vars(torch).update(Tensor=type("Tensor", (), {}), tensor=type("tensor", (), {}))
+
+class Absent(types.ModuleType):
+    """Stands in for torch, which other parts of obp name and LinUCB never uses: any attribute is an empty class."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+for name in ("torch", "torch.nn", "torch.nn.functional", "torch.optim", "torch.utils", "torch.utils.data"):
+    sys.modules[name] = Absent(name)
+    parent, _, child = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, sys.modules[name])
 
 from measure import Learner, run  # noqa: E402
 from obp.policy import LinUCB  # noqa: E402

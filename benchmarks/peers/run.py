@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PINS: dict[str, list[list[str]]] = {
     "obp": [
-        ["numpy<2", "scipy<1.12", "scikit-learn<1.5", "pandas<2.3", "pyyaml", "tqdm"],
+        ["numpy<2", "scipy<1.12", "scikit-learn<1.5", "pandas<2.3", "pyyaml", "tqdm", "matplotlib", "seaborn"],
         ["--no-deps", "--ignore-requires-python", "obp==0.5.7"],
     ],
     "coba": [["coba==8.1.0", "numpy<3"]],
@@ -35,7 +35,7 @@ def main(names: list[str]) -> None:
     unknown = sorted(set(names) - set(PINS))
     if unknown:
         raise SystemExit(f"peers: {unknown} are not among {sorted(PINS)}")
-    print(f"{'peer':10s} {'version':8s} {'d':>3s} {'K':>3s} {'us/round':>9s} {'loop':>6s} {'ratio':>6s} {'same':>5s} {'regret':>6s}")
+    print("peer        version   d   K  us/round  loop us   ratio  same  regret")
     for name in names or sorted(PINS):
         python = environment(name, root)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -47,10 +47,9 @@ def main(names: list[str]) -> None:
             print(f"{name:10s} failed: {done.stderr.strip().splitlines()[-1]}")
             continue
         for row in map(json.loads, done.stdout.splitlines()):
-            print(
-                f"{name:10s} {row['version']:8s} {row['dim']:3d} {row['arms']:3d} {row['us']:9.1f} {row['loop_us']:6.1f} "
-                f"{row['us'] / row['loop_us']:6.1f} {row['same']:5.0%} {row['regret']:6.2f}"
-            )
+            sizes = f"{name:10s} {row['version']:8s} {row['dim']:3d} {row['arms']:3d}"
+            times = f"{row['us']:9.1f} {row['loop_us']:8.1f} {row['us'] / row['loop_us']:7.1f}"
+            print(f"{sizes} {times} {row['same']:5.0%} {row['regret']:7.2f}")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def test_what_annotators_like():
 
 
 def test_raters_are_intransitive():
-    texts = ["the boat .", "the old boat .", "the old boat finds a red boat ."]
+    texts = ["the boat .", "the old boat .", "the old red boat ."]
     p = [[toys.intransitive_raters("", a, b) for b in texts] for a in texts]
     assert p[0][1] == p[1][2] == p[2][0] == 0.9
     np.testing.assert_allclose(np.add(p, np.transpose(p)), 1.0, rtol=1e-12)

@@ -1,0 +1,197 @@
+"""What the command `llm-bridge` can be told: one dataclass a subcommand, whose docstrings are its help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+DESCRIPTION = """The algorithms that simbandit verified, on language models.
+
+Examples (everything runs on the toy model, without a download; put any model's name or folder in its place):
+  llm-bridge toy --output toy                                a small model, trained in half a minute
+  llm-bridge sample --model toy --output said.jsonl --k 4    responses to the model's prompts
+  llm-bridge score --model toy --input said.jsonl --output scored.jsonl
+  llm-bridge pool --model toy --judge toy:true --k 16 --output pool
+  llm-bridge preflight --model toy --judge toy:true --algorithms gshf_online,greedy,uniform
+  llm-bridge train --model toy --judge toy:true --algorithm inpo --rounds 4 --output trained
+
+Annotators (--judge): toy:true, toy:length, toy:lexicon, toy:intransitive, reward:FOLDER (a sequence-classification
+head), gold:FOLDER (log-likelihood under a model), pair:FOLDER (a model that says A or B, asked in both orders).
+"""
+
+Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|NAME")]
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Train the toy model: a small Llama on a template grammar whose best perplexity is known."""
+
+    output: Path
+    """Folder of the model, its tokenizer and its prompts."""
+    seed: int = 0
+    """Seed of weights and texts."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-probabilities of given responses.
+
+    Input rows hold "prompt" and "response" texts; the output adds "log_prob" (nats, the end token included) and
+    "tokens".
+    """
+
+    model: Model
+    """A folder or a hub name, safetensors only."""
+    input: Path
+    """JSONL or Parquet."""
+    output: Path
+    """JSONL or Parquet."""
+    chat: bool = False
+    """Put prompts through the tokenizer's chat template."""
+    token_budget: int = 4096
+    """Tokens of one batch; halved by itself when memory runs out."""
+    dry_run: bool = False
+    """Print the plan and its cost, and compute nothing."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw responses; the same seed draws the same ones, whatever the batch."""
+
+    model: Model
+    """A folder or a hub name, safetensors only."""
+    output: Path
+    """JSONL or Parquet."""
+    prompts: Path | None = None
+    """JSONL or Parquet with "prompt"; default: prompts.jsonl in the model's folder."""
+    k: int = 1
+    """Responses per prompt."""
+    temperature: float = 1.0
+    """Logits are divided by it."""
+    top_p: float = 1.0
+    """Only the likeliest tokens of this total mass."""
+    max_new_tokens: int = 32
+    """Longer responses are cut there, and marked truncated."""
+    chat: bool = False
+    """Put prompts through the tokenizer's chat template; the first one is shown."""
+    seed: int = 0
+    """Seed of the draws."""
+    dry_run: bool = False
+    """Print the plan and its cost, and compute nothing."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Draw K candidates per prompt with features and scores: a finite world for every algorithm.
+
+    Goes on where it was when the same command is given again.
+    """
+
+    model: Model
+    """A folder or a hub name, safetensors only."""
+    output: Path
+    """Folder of the pool: Parquet and safetensors by parts."""
+    prompts: Path | None = None
+    """JSONL or Parquet with "prompt"; default: prompts.jsonl in the model's folder."""
+    judge: str | None = None
+    """A scorer among the annotators, for rewards; see `llm-bridge --help`."""
+    k: int = 16
+    """Draws per prompt."""
+    max_new_tokens: int = 32
+    """Longer responses are cut there."""
+    chat: bool = False
+    """Put prompts through the tokenizer's chat template."""
+    seed: int = 0
+    """Seed of the draws."""
+    dry_run: bool = False
+    """Print the plan and its cost, and compute nothing."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Build a pool and run algorithms on it with many replicates, before any GPU is spent: one page."""
+
+    model: Model
+    """A folder or a hub name, safetensors only."""
+    judge: str
+    """The annotator; see `llm-bridge --help`."""
+    algorithms: str = "gshf_online,greedy,uniform"
+    """Names of the registry, separated by commas; see `simbandit list`."""
+    prompts: Path | None = None
+    """JSONL or Parquet with "prompt"; default: prompts.jsonl in the model's folder."""
+    pool: Path | None = None
+    """Folder in which the pool is kept."""
+    k: int = 8
+    """Draws per prompt."""
+    dim: int = 8
+    """Dimension of the features."""
+    kl_coef: float = 0.1
+    """Weight of the KL term; half and twice of it are tried too."""
+    rounds: int = 60
+    """Rounds of the simulation."""
+    batch_size: int = 16
+    """Duels a round."""
+    replicates: int = 32
+    """Independent simulations per algorithm."""
+    max_new_tokens: int = 32
+    """Longer responses are cut there."""
+    chat: bool = False
+    """Put prompts through the tokenizer's chat template."""
+    seed: int = 0
+    """Seed of everything."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train weights online with any direct algorithm: draw, ask, fit, round after round.
+
+    Goes on where it was when the same command is given again: fits and answers are kept in the output folder.
+    """
+
+    model: Model
+    """A folder or a hub name, safetensors only."""
+    judge: str
+    """The annotator; see `llm-bridge --help`."""
+    output: Path
+    """Folder of the trained model, its curve (curve.csv), checkpoints and the judge's answers."""
+    algorithm: str = "inpo"
+    """A direct algorithm of the registry: inpo, online_dpo, xpo, sail_pp, sppo, ..."""
+    prompts: Path | None = None
+    """JSONL or Parquet with "prompt"; default: prompts.jsonl in the model's folder."""
+    kl_coef: float = 0.1
+    """Weight of KL(pi || reference) in the objective (beta of DPO)."""
+    rounds: int = 4
+    """Rounds of drawing and fitting."""
+    batch_size: int = 64
+    """Duels a round."""
+    steps: int = 30
+    """Optimiser steps a round."""
+    learning_rate: float = 1e-3
+    """AdamW's, per duel."""
+    minibatch: int | None = None
+    """Duels a step; default: all."""
+    lora: int | None = None
+    """Rank of an adapter; default: all weights are trained."""
+    max_new_tokens: int = 32
+    """Longer responses are cut there."""
+    evaluation: int = 64
+    """Responses by which the policy is judged every round."""
+    chat: bool = False
+    """Put prompts through the tokenizer's chat template."""
+    seed: int = 0
+    """Seed of everything."""
+    dry_run: bool = False
+    """Print the plan and its cost, and compute nothing."""
+
+
+Command = (
+    Annotated[Toy, tyro.conf.subcommand("toy", prefix_name=False)]
+    | Annotated[Score, tyro.conf.subcommand("score", prefix_name=False)]
+    | Annotated[Sample, tyro.conf.subcommand("sample", prefix_name=False)]
+    | Annotated[Pool, tyro.conf.subcommand("pool", prefix_name=False)]
+    | Annotated[Preflight, tyro.conf.subcommand("preflight", prefix_name=False)]
+    | Annotated[Train, tyro.conf.subcommand("train", prefix_name=False)]
+)
