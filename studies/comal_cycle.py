@@ -97,7 +97,7 @@ def outer_loop(algorithm: Comal, kl_coef: float, outer: int, replicates: int, se
 
 
 def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Simulation | Task]:
-    del tuned  # the steps are the notes', so that their numbers can be met
+    del tuned  # the steps are the earlier runs', so that their numbers can be met
     methods: list[tuple[str, float, Algorithm]] = [
         ("best response", 0.1, BestResponse()),
         ("sppo", 0.1, MultiplicativeWeights(0.3)),

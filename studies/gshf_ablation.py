@@ -17,12 +17,13 @@ in the ball, ridge .1) and Sigma (ridge .01, a batch contributes O(1), radius 1)
 Claims: the paper's rate (mT = O~(d^2 / (gamma^2 eps^2)) queries, that is a gap of O~(n^-1/2); an upper bound), our
 second-order expansion gap = tr(I_n^-1 E_x Cov_pi*(phi)) / (2 kl_coef), I_n the Fisher information of n duels, which
 implies n^-1, and the table of our earlier runs (20 seeds, no standard errors; levels are +-30 %). Nothing is tuned: an
-ablation changes one thing, and every line has the hyper-parameters of the notes' recipe.
+ablation changes one thing, and every line has the hyper-parameters of the earlier runs' recipe.
 
-Found: the notes' levels are met but for the pointwise rule under a uniform reference, which is worse here (perhaps
-because it plays pairs with a large reward gap, whose labels say little: its Sigma does not weigh them by sigma'). The
-enhancer is on a par with self-play on both references. The second-order ratio lies below 1, as it may: theta* is on the
-boundary of the ball, and the constraint removes a part of the error that the expansion counts (not separated here).
+Found: the earlier runs' levels are met but for the pointwise rule under a uniform reference, which is worse here
+(perhaps because it plays pairs with a large reward gap, whose labels say little: its Sigma does not weigh them by
+sigma'). The enhancer is on a par with self-play on both references. The second-order ratio lies below 1, as it may:
+theta* is on the boundary of the ball, and the constraint removes a part of the error that the expansion counts (not
+separated here).
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def cells(settings: Settings, tuned: dict[str, Any]) -> Sequence[Simulation | Ta
 
 
 THEOREM, NOTES, DERIVED = "Xiong et al. 2024, Theorem 2", "own earlier runs", "own derivation"
-AFTER = 19  # batches, as in the notes' table
+AFTER = 19  # batches, as in the earlier runs' table
 LEVELS = {
     "uniform": {
         "both pi_ref": 0.0118,

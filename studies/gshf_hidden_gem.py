@@ -69,7 +69,7 @@ def cells(settings: Settings, tuned: dict[str, Any]) -> Sequence[Simulation | Ta
 
 
 PAPER, NOTES = "Xiong et al. 2024, section 5", "own earlier runs"
-RECIPE = [agent for agent in AGENTS if agent != "KL ball, ensemble"]  # the notes' variants
+RECIPE = [agent for agent in AGENTS if agent != "KL ball, ensemble"]  # the earlier runs' variants
 claims = (
     Number("the reference's gap", NOTES, "suboptimality", {"agent": "self"}, 0.148, 0.3 * 0.148, at=0),
     *(

@@ -2,7 +2,8 @@
 
 HyPO (2406.01462) shows this twice. Its example: three responses with features (1, 0), (1/2, 1/2), (0, 1), rewards 10,
 5.5, 1, a uniform reference, and data that compare the second with the third only (constants from memory, unverified;
-the second figure's description is from a summary). Its figure of learning curves: under online RLHF and DPO with linear
+the second figure's description is from a summary; a
+search of public pages and code found neither). Its figure of learning curves: under online RLHF and DPO with linear
 function approximation the log-probability of the unseen best response rises while that of the seen preferred ones
 falls, and DPO's curves have the higher variance; dimensions and seeds are not known to us.
 

@@ -12,10 +12,10 @@ stable size. `transitive`: Bradley-Terry rewards from 0 to 2, exact step. `margi
 margins .001 to .5, 2,000 rounds; `surprise` is 1 where omega is more than 5 % below the threshold and the iterate is
 not at the equilibrium, or more than 5 % above and it is. `cycle`: COMAL's game, the path of the exact steps.
 
-Found: exact steps behave as the notes say. Early stopping helps only while it lasts: with 1 or 3 gradient steps a round
-the policy is less exploitable than the reference after 3 rounds; with 10 it beats the reference more often (.61) and is
-more exploitable all the same (.47 against .26); after 100 rounds all are (.55 to .73), and nearly pure. At the stable
-step size, .007, 100 rounds hardly move. The linearised threshold is right in every planted game.
+Found: exact steps behave as in the earlier runs. Early stopping helps only while it lasts: with 1 or 3 gradient steps a
+round the policy is less exploitable than the reference after 3 rounds; with 10 it beats the reference more often (.61)
+and is more exploitable all the same (.47 against .26); after 100 rounds all are (.55 to .73), and nearly pure. At the
+stable step size, .007, 100 rounds hardly move. The linearised threshold is right in every planted game.
 
 What differs: tables, not language models; the loss is its expectation, so only the optimiser's early stop is modelled.
 """

@@ -15,7 +15,7 @@ package existed, on 5 instances x 40 trials (K = 9), to be read as +-30 %.
 Found: with K = 4 a few instances in a hundred are nearly separable at any n in reach, their estimates sit on the ball,
 and the mean over instances is theirs alone: neither order nor rate shows. The theorem is about one instance and n to
 infinity; "typical instance" compares the mean logarithm of the error, which no single instance decides (this claim was
-added when the first full run had shown the heavy tail). Our notes saw the same reversal at K = 4.
+added when the first full run had shown the heavy tail). Our earlier runs saw the same reversal at K = 4.
 """
 
 from __future__ import annotations

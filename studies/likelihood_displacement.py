@@ -8,7 +8,7 @@ chosen response falls once u > 2 (1 - rho) d. A table has nothing to share: its 
 
 Grid. One soft-labelled pair whose gap at the population minimiser is u = 4 (DPO: win rate sigma(2), kl_coef .5; IPO:
 .9, kl_coef .1), 300 plain gradient steps of the rows, whose size goes as 1 / |delta|^2, so that the gap is reached.
-`words`: three arms, phi = No (0, 1), Never (-1/2, 1), Yes (1, 0), reference (.6, .3, .1). `dial`: 200 arms of reference
+`words`: three arms, phi = No (0, 1), Never (-1/2, 1), Yes (1, 0), reference (.6, .3, .1). `dial`: 50 arms of reference
 softmax(N(0, 1) / 2), d = 10, rho = 0 ... .99, log-linear DPO and IPO, and DPO on tables. `dimension`: rho = .9, d = 3
 ... 100. `sft`: RPO at rho = .9, d = 10, with weights 0 to .1 of the chosen response's log-likelihood.
 
@@ -39,7 +39,7 @@ from simbandit.study import Settings, Study, Task
 from simbandit.types import Contexts, Setting
 from studies._games import frame_of
 
-GAP, ARMS, DIM, STEPS = 4.0, 200, 10, 300
+GAP, ARMS, DIM, STEPS = 4.0, 50, 10, 300
 COSINES = (0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.99)
 DIMENSIONS = (3, 5, 10, 20, 50, 100)
 METHODS = ("DPO", "IPO", "DPO, table")

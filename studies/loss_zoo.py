@@ -5,7 +5,7 @@ reference, one pair whose label is its exact win rate p, and the policy that min
 u = log(pi/pi_ref)(first) - log(pi/pi_ref)(second) is read. Closed forms: section by section from the papers that the
 losses' docstrings name (own derivation where a policy must be normalised: the root of one equation in u).
 
-Grid: 29 losses x p = .05, .10, ..., .95 (.5 only where the minimiser is unique there), kl_coef .5, reference (.3, .7),
+Grid: 31 losses x p = .05, .10, ..., .95 (.5 only where the minimiser is unique there), kl_coef .5, reference (.3, .7),
 kl_coef |u| <= 6; the row's own fit (Newton) to one logged duel with the label p. Own parameters stand in `ZOO`. Panels:
 (a) logits of p, (b) linear in p, (c) a margin, (d) other links than the logarithm, (e) losses of each response by
 itself or with a likelihood term, where the reference matters, (f) majority votes, which have no minimiser. Where no
@@ -15,7 +15,7 @@ printed digits (p = .8); the printed 1.334 of NCA with another reference is not,
 Left out: losses that need a third draw or a whole batch (XPO, VPO, SELM, COPO, SE-POPO, DEPO, HyPO, SPAC, AIHF,
 SLiC-HF, TDPO2, AOT), those that ignore the label (OSP, SAIL-PP) and SAIL's, which are gradients.
 
-Found: 25 losses are met to 2e-8 or better and the hinge to 9e-6; KTO and APO-zero, and robust DPO outside (eps, 1 -
+Found: 26 losses are met to 2e-8 or better and the hinge to 9e-6; KTO and APO-zero, and robust DPO outside (eps, 1 -
 eps), end at the bound. Two claims fail. DiscoPOP has a second minimum beside u = 0, on the wrong side, and for .15 <= p
 <= .85 Newton ends there from all its starts (the reference and the ends of the box): the lowest of several starts is a
 local certificate. APO-down ends at the bound, but at p = .55 on the minority's side: a normalised policy cannot lower
@@ -33,103 +33,33 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from scipy import optimize
 from torch import Tensor
 
-from simbandit import algorithms, losses, plotting
+from simbandit import algorithms, plotting
 from simbandit.guarantees import Identity, Number
 from simbandit.metrics import Snapshot
-from simbandit.objective import PairLogProbs
 from simbandit.oracles import PreferenceTable
 from simbandit.simulate import Problem
 from simbandit.study import Settings, Simulation, Study
 from simbandit.worlds import TableWorld
+from studies._closed_forms import (
+    bco_slope,
+    link_slope,
+    logit,
+    margin_logit,
+    minimised,
+    nca_slope,
+    orpo_slope,
+    robust,
+    root,
+    rpo_slope,
+    smoothed,
+    sppo_slope,
+)
 
 KL, FIRST, BOUND = 0.5, 0.3, 6.0
 RATES = tuple(round(0.05 * i, 2) for i in range(1, 20))
 Form = Callable[[float, float, float], float]  # (p, kl_coef, pi_ref(first)) -> u
-
-
-# ------------------------------------------------------------------------------------------------------ closed forms
-
-
-def logit(p: float) -> float:
-    return math.log(p / (1 - p))
-
-
-def sigma(x: float) -> float:
-    return float(0.5 + 0.5 * np.tanh(x / 2))
-
-
-def smoothed(p: float, kl: float, q: float, eps: float) -> float:
-    return logit((1 - eps) * p + eps * (1 - p)) / kl
-
-
-def robust(p: float, kl: float, q: float, eps: float) -> float:
-    clean = (p - eps) / (1 - 2 * eps)
-    return logit(clean) / kl if 0 < clean < 1 else math.copysign(BOUND / kl, p - 0.5)
-
-
-def margin_logit(p: float, kl: float, q: float, margin: float, reference: bool = True) -> float:
-    """`losses.offset_dpo`; without a reference (SimPO) the same of log pi."""
-    a, b = 2 * p - 1, 4 * p * (1 - p) * math.exp(-2 * margin)
-    ratio = math.log((a + math.sqrt(a * a + b)) / (2 * (1 - p) * math.exp(-margin))) / kl
-    return ratio if reference else ratio - logit(q)
-
-
-def root(p: float, kl: float, q: float, slope: Callable[..., float]) -> float:
-    """u at which slope(p, kl, x, a, b, u) vanishes: x = pi(first), a and b the two log-ratios."""
-
-    def at(u: float) -> float:
-        x = sigma(u + logit(q))
-        a = -np.logaddexp(math.log(q), math.log(1 - q) - u)
-        return slope(p, kl, x, a, a - u, u)
-
-    return float(optimize.brentq(at, -60, 60, xtol=1e-13))  # type: ignore[arg-type]
-
-
-def minimised(p: float, kl: float, q: float, name: str, **own: float) -> float:
-    """No closed form: the loss itself over u, on a grid and then by golden section."""
-    ref = torch.tensor([[q, 1 - q]], dtype=torch.float64).log()
-
-    def mean(u: Any) -> Any:
-        gap = torch.as_tensor(u, dtype=torch.float64).reshape(-1, 1)
-        now = torch.log_softmax(ref + torch.cat([gap, 0 * gap], -1), -1)
-        still = ref.expand_as(now)
-        value = getattr(losses, name)(PairLogProbs(now, still, still), torch.full_like(gap[:, 0], p), kl, **own)
-        return value.numpy() if len(value) > 1 else float(value)
-
-    grid = np.linspace(-BOUND / kl, BOUND / kl, 4801)
-    best = float(grid[np.argmin(mean(grid))])
-    found: Any = optimize.minimize_scalar(
-        mean, bounds=(best - 0.01, best + 0.01), method="bounded", options={"xatol": 1e-11}
-    )
-    return float(found.x)
-
-
-def bco_slope(p: float, kl: float, x: float, a: float, b: float, u: float) -> float:
-    return (1 - x) * (sigma(kl * a) - p) - x * (sigma(kl * b) - (1 - p))
-
-
-def nca_slope(p: float, kl: float, x: float, a: float, b: float, u: float) -> float:
-    first, second = sigma(kl * a) / 2 - p * sigma(-kl * a), sigma(kl * b) / 2 - (1 - p) * sigma(-kl * b)
-    return (1 - x) * first - x * second
-
-
-def sppo_slope(p: float, kl: float, x: float, a: float, b: float, u: float, step: float) -> float:
-    return (1 - x) * (a - step * (p - 0.5)) - x * (b + step * (p - 0.5))
-
-
-def rpo_slope(p: float, kl: float, x: float, a: float, b: float, u: float, weight: float) -> float:
-    return kl * (sigma(kl * u) - p) - weight * (p - x)
-
-
-def orpo_slope(p: float, kl: float, x: float, a: float, b: float, u: float, weight: float) -> float:
-    return (p - x) + 2 * weight * (p - x * x / (x * x + (1 - x) ** 2))
-
-
-def link_slope(p: float, kl: float, x: float, a: float, b: float, u: float, link: Callable[[float], float]) -> float:
-    return kl * (link(a) - link(b)) - logit(p)
 
 
 def dpo(p: float, kl: float, q: float) -> float:
@@ -162,7 +92,7 @@ ZOO: dict[str, Loss] = {
     "gpo_savage": Loss(LOGITS, {}, dpo),
     "gpo_exponential": Loss(LOGITS, {}, lambda p, kl, q: logit(p) / (2 * kl)),
     "cdpo": Loss(LOGITS, {"label_smoothing": 0.2}, partial(smoothed, eps=0.2)),
-    "rdpo": Loss(LOGITS, {"label_smoothing": 0.1}, partial(robust, eps=0.1)),
+    "rdpo": Loss(LOGITS, {"label_smoothing": 0.1}, partial(robust, eps=0.1, bound=BOUND)),
     "dno": Loss(LOGITS, {"step_size": STEP}, lambda p, kl, q: STEP * logit(p)),
     "ipo": Loss(LINES, {}, lambda p, kl, q: (2 * p - 1) / (2 * kl)),
     "exo": Loss(LINES, {"label_smoothing": 0.1}, lambda p, kl, q: (2 * p - 1) * math.log(9) / kl),
@@ -172,7 +102,9 @@ ZOO: dict[str, Loss] = {
     "hinge": Loss(MARGINS, {"rounding": 1e-5}, lambda p, kl, q: float(np.sign(p - 0.5)) / kl, 1e-4),
     "offset_dpo": Loss(MARGINS, {"margin": 0.8}, partial(margin_logit, margin=0.8)),
     "simpo": Loss(MARGINS, {"margin": 0.8}, partial(margin_logit, margin=0.8, reference=False)),
-    "discopop": Loss(MARGINS, {"temperature": 0.05}, partial(minimised, name="discopop", temperature=0.05)),
+    "discopop": Loss(
+        MARGINS, {"temperature": 0.05}, partial(minimised, name="discopop", bound=BOUND, temperature=0.05)
+    ),
     "chi_po": Loss(LINKS, {"clip": 8.0, "rounding": 0.0}, by_root(link_slope, link=lambda z: z + math.exp(min(z, 60)))),
     "f_dpo_js": Loss(LINKS, {}, by_root(link_slope, link=lambda z: -float(np.logaddexp(0, -z)))),
     "f_dpo_alpha": Loss(LINKS, {"alpha": 0.5}, by_root(link_slope, link=lambda z: -2 * math.exp(-0.5 * z))),
@@ -182,12 +114,20 @@ ZOO: dict[str, Loss] = {
     "sppo": Loss(POINTS, {"step_size": 1 / KL}, by_root(sppo_slope, step=1 / KL)),
     "rpo": Loss(POINTS, {"sft_weight": 0.2}, by_root(rpo_slope, weight=0.2)),
     "orpo": Loss(POINTS, {"odds_weight": 0.7}, by_root(orpo_slope, weight=0.7)),
-    "rspo_reverse_kl": Loss(POINTS, {"step_size": 1.0}, partial(minimised, name="rspo_reverse_kl", step_size=1.0)),
+    "rspo_reverse_kl": Loss(
+        POINTS, {"step_size": 1.0}, partial(minimised, name="rspo_reverse_kl", bound=BOUND, step_size=1.0)
+    ),
+    "rspo_forward_kl": Loss(
+        POINTS, {"step_size": 1.0}, partial(minimised, name="rspo_forward_kl", bound=BOUND, step_size=1.0)
+    ),
+    "rspo_chi_squared": Loss(
+        POINTS, {"step_size": 1.0}, partial(minimised, name="rspo_chi_squared", bound=BOUND, step_size=1.0)
+    ),
     "kto": Loss(VOTES, KTO, vote),
     "apo_zero": Loss(VOTES, {}, vote),
     "apo_down": Loss(VOTES, {}, vote),
 }
-SEARCHED = ("discopop", "rspo_reverse_kl")
+SEARCHED = ("discopop", "rspo_reverse_kl", "rspo_forward_kl", "rspo_chi_squared")
 PRINTED = {  # p = .8: name, kl_coef, own parameters, printed gap of log-ratios, with a uniform reference
     "bco": (1.0, {}, 2.091, 5e-4),
     "sppo": (1.0, {"step_size": 1.0}, 0.577, 5e-4),

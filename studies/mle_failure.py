@@ -18,7 +18,7 @@ phi(a1), which the paper leaves free. kl_coef plays no part.
 What differs: the values of the instance come from a third-party reproduction of Appendix B.3; the paper's 20 trials
 are 1,000 here; n runs on to 2,000. Numbers labelled "own earlier runs" were measured before this package existed.
 
-Found: all claims of the paper hold, and the notes' numbers for MLE. Their numbers for the bare radius do not: they stem
+Found: all claims of the paper hold, and the earlier runs' numbers for MLE. Theirs for the bare radius do not: they stem
 from the ellipsoid in three dimensions, where |phi(a1)| in the norm of Sigma^-1 is sqrt(n / 2) and f times it sqrt 3.
 In the plane it is sqrt(n / 3), so the penalty is sqrt 2, less than the 1.46 that the ball lets the MLE promise for a1:
 the bare radius is too small here and plays a1 almost as often as greedy MLE. With B^2 / n in the radius it is enough.

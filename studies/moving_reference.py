@@ -15,6 +15,14 @@ do. With pairs of the policy itself the two part ways: as pi_T sharpens, its pai
 Grid. "exact": population fits on uniform pairs, 10 actions, r ~ U[0, 1], reference softmax(N(0, 1)), eta 1 and .3, 64
 rounds; fixed, k = 1, k = 4, w = .6. "equal": 16 rounds of 512 duels, uniform pairs, against one reference and eta / 16.
 "own": 64 rounds of 64 fresh duels (or all duels so far) at eta = .3, drawn by the policy, with and without moving.
+
+Found. The law holds to 5e-9 nats in every variant; with uniform duels moving and the one fit at eta / 16 end at the
+same distance. On duels of the policy a moving reference gains reward for 1,000 duels and then stands still, .045 below
+the best action, with or without the old duels: an eighth of its 4,096 duels are of two different actions, a little
+more than we expected. Our expectation that its best guess would be worse than a fixed reference's fails, as it was ill
+put: the optimum at eta = .3 itself leans to the reference and often ranks another action first.
+
+What differs: nothing published to compare with; TR-DPO interpolates weights of a network, here log-probabilities.
 """
 
 from __future__ import annotations
@@ -232,8 +240,9 @@ def plot(frame: pd.DataFrame) -> Figure:
     coefficient.set_ylabel("effective coefficient [reward]")
     coefficient.set_title(f"(a) exact fits, eta = {eta:g}")
     order = ["every round", "fixed, eta / 16"]
-    how = {"where": {"part": "equal"}, "order": order, "loglog": True}
+    how = {"where": {"part": "equal"}, "order": order}
     plotting.curves(equal, frame, "distance at eta / 16", "reference", **how)
+    equal.set_yscale("log")
     equal.set_ylabel("KL to the optimum at eta / 16 [nats]\n(lower is better)")
     equal.set_title("(b) uniform duels")
     own = frame[frame["part"] == "own"]

@@ -11,11 +11,12 @@ Grid: games of 10 actions, uniform triangular preferences, softmax of N(0, 1) re
 language-model code: .03125 to .5 at step .5 (TRL's default is .5, the paper's best .125). All exact, 1,200 to 12,000
 evaluations; a replicate is a game.
 
-What differs: the notes' four numbers are of one unspecified game; they are shown beside the mean over games and cannot
-be expected to be met closely.
+What differs: four numbers of our earlier runs are of one unspecified game; they are shown beside the mean over games
+and cannot be expected to be met closely.
 
-Found: the limit is where predicted, to rounding, and the bias of order s^2. The notes' game is a strongly biased one:
-of 64 games 2 to 5 exceed its numbers, the mean is .4 of them; their ratios (1 : 27 : 115 : 540) are those found here.
+Found: the limit is where predicted, to rounding, and the bias of order s^2. That game of the earlier runs is a strongly
+biased one: of 64 games 2 to 5 exceed its numbers, the mean is .4 of them; their ratios (1 : 27 : 115 : 540) are those
+found here.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ claims = (
     ),
     *(
         Number(
-            f"bias at step {step:g}, one game of the notes",
+            f"bias at step {step:g}, one game of the earlier runs",
             NOTES,
             "kl_to_nash",
             {"method": "nash_md", "step": step},

@@ -22,15 +22,15 @@ Theorem 1, 4 beta sqrt(C / n), on `exploitability` = 1/2 - min_pi2 J(pi_hat, pi2
 exceeds 1/2, so that the bound says something only from about 40,000 duels on, on poor data from 10^7.
 
 Found: the bound is never violated, and is loose by three orders of magnitude (at n = 100,000 it is .33 on uniform data,
-the gap 1.2e-4). Both forms fall like 1 / n wherever the data cover pi*, as greedy does: the notes' -1/2 for pessimism
-is the bound's slope, not the algorithm's; a bonus of order n^-1/2 moves the policy by as much and costs its square. One
-policy's data are as good as uniform data, three times better even, although some of their pairs are 13 times as rare:
-single-policy coverage is what counts. Against greedy, the bonus form wins by a quarter to a third on experts' data up
-to n = 3,000 (rare actions that look lucky); the version space does not, even at the largest radius tried, 1 (beyond,
-its plans are no longer certified at n = 300). On poor data nothing learns (C = 3,500; at 10,000 duels winners hardly
-met), and pessimism makes it worse: it flees to the uniform reference, which the winners beat. That it would help there
-was our expectation, not the theorem's, whose bound is empty. Greedy's 1 / n is missed on experts' data for falling
-faster, on poor data for lack of coverage.
+the gap 1.2e-4). Both forms fall like 1 / n wherever the data cover pi*, as greedy does: the earlier runs' -1/2 for
+pessimism is the bound's slope, not the algorithm's; a bonus of order n^-1/2 moves the policy by as much and costs its
+square. One policy's data are as good as uniform data, three times better even, although some of their pairs are 13
+times as rare: single-policy coverage is what counts. Against greedy, the bonus form wins by a quarter to a third on
+experts' data up to n = 3,000 (rare actions that look lucky); the version space does not, even at the largest radius
+tried, 1 (beyond, its plans are no longer certified at n = 300). On poor data nothing learns (C = 3,500; at 10,000 duels
+winners hardly met), and pessimism makes it worse: it flees to the uniform reference, which the winners beat. That it
+would help there was our expectation, not the theorem's, whose bound is empty. Greedy's 1 / n is missed on experts' data
+for falling faster, on poor data for lack of coverage.
 """
 
 from __future__ import annotations

@@ -95,7 +95,8 @@ def fixed_point(p: float, coef: float, mixture: float = MIXTURE) -> float:
         s = 1 / (1 + math.exp(-d))
         return (1 - mixture) * (p - s) + mixture * coef * d * s * (1 - s)
 
-    return float(optimize.brentq(slope, 0.0, 20.0, xtol=1e-14))  # type: ignore[arg-type]
+    found: Any = optimize.brentq(slope, 0.0, 20.0, xtol=1e-14)
+    return float(found)
 
 
 def turn(coef: float, replicates: int, seed: int, device: str) -> pd.DataFrame:
@@ -107,8 +108,8 @@ def turn(coef: float, replicates: int, seed: int, device: str) -> pd.DataFrame:
         log_p = torch.nn.functional.logsigmoid(m)
         return float(torch.autograd.grad(-log_p - coef * log_p**2 / 2, m)[0])
 
-    found = float(optimize.brentq(slope, -40.0, 20.0, xtol=1e-12))  # type: ignore[arg-type]
-    return frame_of({("turn", 0): torch.tensor([found])})
+    found: Any = optimize.brentq(slope, -40.0, 20.0, xtol=1e-12)
+    return frame_of({("turn", 0): torch.tensor([float(found)])})
 
 
 def deviation(name: str, coef: float, batch: int, p: float, replicates: int, seed: int, device: str) -> pd.DataFrame:

@@ -30,6 +30,7 @@ of the rewards for the first table and the noisy numbers, medians of 200 for the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,7 +56,7 @@ from studies._games import frame_of
 SCHEMES = ("Unif", "Mix-R", "Mix-P")
 SIZES, KL_COEFS, STEPS = (5, 20, 100), (1.0, 0.1, 3.0), 7
 ACTIONS, KL, RATE, UPDATES = 20, 3.0, 10.0, 100
-NOISY = {"Unif": "Unif", "Mix-R": "Mix-R", "Mix-P*": "Mix-P*"}
+NOISY = ("Unif", "Mix-R", "Mix-P*")
 NOISY_RATE, PAIRS = 0.05, 8192
 NORMAL = LinearWorld(
     n_contexts=1, n_actions=ACTIONS, dim=ACTIONS, features="one_hot", theta="gaussian", theta_norm=None
@@ -209,53 +210,75 @@ MEDIANS = {
 }
 THEORY, REPOSITORY = {"part": "theory", "actions": 20}, {"part": "repository"}
 
+
+def number(name: str, metric: str, where: Mapping[str, Any], value: float, tolerance: float, **more: Any) -> Number:
+    return Number(name, more.pop("source", NOTES), metric, where, value, tolerance, **more)
+
+
+def ahead(name: str, smaller: str, larger: str, part: str, metric: str, **more: Any) -> Ordering:
+    """`smaller` and `larger` are schemes."""
+    sides = {"scheme": smaller}, {"scheme": larger}
+    return Ordering(name, more.pop("source", NOTES), metric, *sides, {"part": part}, **more)
+
+
+SIDE, ERROR = "scheme", "parameter difference"
 claims = (
     *(
-        Identity(f"{s}, A = {a}: below the theorem's bound at every step", PAPER, "excess over the bound", where, 0.0)
+        Identity(
+            f"{s}, A = {a}: below the theorem's bound at every step",
+            PAPER,
+            "excess over the bound",
+            {"part": "theory", "scheme": s, "actions": a},
+            0.0,
+        )
         for s in SCHEMES
         for a in SIZES
-        for where in [{"part": "theory", "scheme": s, "actions": a}]
     ),
     *(
-        Identity(f"{s}: the same path at kl_coef .1, 1, 3", NOTES, "spread over kl_coef", {**THEORY, "scheme": s}, 1e-9)
+        Identity(f"{s}: the same path at kl_coef .1, 1, 3", NOTES, "spread over kl_coef", THEORY | {SIDE: s}, 1e-9)
         for s in SCHEMES
     ),
     *(
-        Number(f"{s}: the error's logarithm at least doubles, step 2 to 3", PAPER, "order", where, 2.0, 0.0, "at least")
+        number(
+            f"{s}: the error's logarithm at least doubles, step 2 to 3",
+            "order",
+            THEORY | {SIDE: s},
+            2.0,
+            0.0,
+            sense="at least",
+            source=PAPER,
+        )
         for s in SCHEMES[1:]
-        for where in [{**THEORY, "scheme": s}]
     ),
-    Number(
+    number(
         "Unif: the ratio of successive errors settles (linear)",
-        PAPER,
         "drift of the ratio",
-        {**THEORY, "scheme": "Unif"},
+        THEORY | {SIDE: "Unif"},
         1.0,
         0.2,
+        source=PAPER,
     ),
     *(
-        Number(f"{s}: {stated:g} steps to 1e-6", NOTES, "steps to 1e-6", {**THEORY, "scheme": s}, stated, tolerance)
+        number(f"{s}: {stated:g} steps to 1e-6", "steps to 1e-6", THEORY | {SIDE: s}, stated, tolerance)
         for s, stated, tolerance in (("Unif", 5.96, 0.25), ("Mix-R", 3, 0), ("Mix-P", 3, 0))
     ),
     *(
-        Number(
+        number(
             f"{s}: delta {stated:g} after {t} steps (within a factor 2)",
-            NOTES,
             "log10 delta",
-            {**THEORY, "scheme": s},
-            float(np.log10(stated)),
-            float(np.log10(2)),
+            THEORY | {SIDE: s},
+            math.log10(stated),
+            math.log10(2),
             at=t,
         )
         for s, column in TABLE.items()
         for t, stated in enumerate(column, 1)
     ),
     *(
-        Number(
+        number(
             f"repository, {s}: median {stated:g} after {t} updates",
-            NOTES,
             "below the stated median",
-            {**REPOSITORY, "scheme": s},
+            REPOSITORY | {SIDE: s},
             0.5,
             0.15,
             at=t,
@@ -264,55 +287,31 @@ claims = (
         for t, stated in zip(SHOWN, column, strict=True)
     ),
     *(
-        Number(
-            f"repository, {s}: {stated:.0%} of draws do not converge",
-            NOTES,
-            "stuck",
-            {**REPOSITORY, "scheme": s},
-            stated,
-            0.05,
-        )
+        number(f"repository, {s}: {stated:.0%} of draws do not converge", "stuck", REPOSITORY | {SIDE: s}, stated, 0.05)
         for s, stated in (("Unif", 0.04), ("Mix-R", 0.0), ("Mix-P", 0.01))
     ),
-    Ordering(
+    ahead(
         "Mix-R needs fewer updates to 1e-6 with the cancelling rate than with 10",
-        DERIVED,
+        "cancelling",
+        "Mix-R",
+        "repository",
         "updates to 1e-6",
-        {"scheme": "cancelling"},
-        {"scheme": "Mix-R"},
-        REPOSITORY,
+        source=DERIVED,
     ),
     *(
-        Number(
-            f"noisy, {s}: the floor is 5.3e-3 to 6.1e-3",
-            NOTES,
-            "parameter difference",
-            {"part": "noisy", "scheme": s},
-            5.7e-3,
-            0.4e-3,
-            at=1000,
-        )
+        number(f"noisy, {s}: the floor is 5.3e-3 to 6.1e-3", ERROR, {"part": "noisy", SIDE: s}, 5.7e-3, 0.4e-3, at=1000)
         for s in NOISY
     ),
-    Ordering(
+    ahead(
         "noisy: a common floor, Unif's after 3,000 updates within a quarter of Mix-R's",
-        NOTES,
-        "parameter difference",
-        {"scheme": "Unif"},
-        {"scheme": "Mix-R"},
-        {"part": "noisy"},
+        "Unif",
+        "Mix-R",
+        "noisy",
+        ERROR,
         factor=0.8,
     ),
     *(
-        Ordering(
-            f"noisy, after 300 updates: {a} ahead of {b}",
-            NOTES,
-            "parameter difference",
-            {"scheme": a},
-            {"scheme": b},
-            {"part": "noisy"},
-            at=300,
-        )
+        ahead(f"noisy, after 300 updates: {a} ahead of {b}", a, b, "noisy", ERROR, at=300)
         for a, b in (("Mix-R", "Mix-P*"), ("Mix-P*", "Unif"))
     ),
     Identity("the registry's row with uniform pairs is DPO-Unif", DERIVED, "row", {"part": "row"}, 1e-9, "own"),

@@ -52,9 +52,9 @@ class VACDB:
     bound, what the released code runs. Guarantee (Theorem 5.1): `summed_regret` O~(d sqrt(sum_t sigma_t^2) + d),
     sigma_t^2 = p (1 - p) the labels' variance: near-certain labels cost less. Deviations: tuned radius instead of
     theirs (their equation (4.3), with empirical variances); the world's ball; refits when the data have grown by
-    `refit_growth`; the default 5 layers (theirs log2(1 / alpha)). Our notes found the released code's VACDB behind its
-    own baselines. `policy`: greedy in the plain MLE on all duels. Complexity: layers x (A^2 d + A d^2) per context,
-    layers + 1 fits. Raises ValueError for a world without features.
+    `refit_growth`; the default 5 layers (theirs log2(1 / alpha)). Our earlier runs found the released code's VACDB
+    behind its own baselines. `policy`: greedy in the plain MLE on all duels. Complexity: layers x (A^2 d + A d^2) per
+    context, layers + 1 fits. Raises ValueError for a world without features.
     """
 
     layers: int = 5
