@@ -167,9 +167,9 @@ class Train:
     """Rounds of drawing and fitting."""
     batch_size: int = 64
     """Duels a round."""
-    steps: int = 30
+    steps: int = 10
     """Optimiser steps a round."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     """AdamW's, per duel."""
     minibatch: int | None = None
     """Duels a step; default: all."""

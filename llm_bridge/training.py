@@ -36,7 +36,7 @@ class Training:
     clip: largest norm of a step's gradient. seed: of the minibatches.
     """
 
-    descent: Descent = field(default_factory=lambda: Descent(steps=30, learning_rate=1e-3))
+    descent: Descent = field(default_factory=lambda: Descent(steps=10, learning_rate=5e-4))
     minibatch: int | None = None
     accumulate: int = 16384
     clip: float = 1.0

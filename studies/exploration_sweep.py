@@ -31,6 +31,7 @@ from torch import Tensor
 from simbandit import algorithms, plotting
 from simbandit.algorithms.players import Held
 from simbandit.guarantees import Exponent, Monotone, Number, Ordering
+from simbandit.guarantees.rows import select
 from simbandit.metrics import Snapshot
 from simbandit.oracles import BradleyTerry
 from simbandit.simulate import Problem
@@ -202,8 +203,9 @@ claims = (
 
 def plot(frame: pd.DataFrame) -> Figure:
     figure, axes = plotting.panels(columns=3, rows=2, height=2.2)
-    frame = frame[frame["kl_coef"] == frame["kl_coef"].min()]
-    order, looks = list(SAMPLERS), plotting.lines(SAMPLERS)
+    smallest = float(frame["kl_coef"].to_numpy().min())
+    frame = select(frame, {"kl_coef": smallest})
+    order, looks = list(SAMPLERS), plotting.lines(list(SAMPLERS))
     names = {"own": "against itself", "reference": "against the reference", "moving": "against a moving sampler"}
     titles = {"none": "no bonus", "xpo": "XPO's bonus", "popo": "SE-POPO's bonus"}
     for column, (bonus, title) in zip(axes.T, titles.items(), strict=True):
@@ -212,7 +214,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         column[0].set_yscale("symlog", linthresh=1)
         column[0].set_ylabel("information in all duels\n(higher is better)")
         plotting.curves(column[1], frame, "suboptimality", "sampler", **how)
-        column[0].set_title(f"{title}, kl_coef {frame['kl_coef'].min():g}")
+        column[0].set_title(f"{title}, kl_coef {smallest:g}")
         for ax in column:
             ax.set_xlabel("range of rewards R")
     plotting.legend_above(figure, axes[0, 0])

@@ -18,8 +18,8 @@ rounded over .1 (at .001 Newton takes a hundred times as long).
 Found: all closed forms, the unbiasedness and the rates of the error hold (n^-.43 at eps .4, n^-.51 to n^-.55 below; its
 growth over eps (1 - 2 eps)^-1.15). One claim fails: over eps, robust DPO's suboptimality grows like (1 - 2 eps)^-2.2,
 because the KL-regularised gap is quadratic in the error; it stays a tenth to a twenty-eighth of DPO's at 16,384 duels.
-The correction has a price in small samples (at 256 duels, eps .1 and more, DPO is nearer to the truth) and none of the
-losses but the hinge, which is worse, changes which response looks best: `argmax_regret` is nearly the same for the others.
+The correction has a price in small samples (at 256 duels, eps .1 and more, DPO is nearer to the truth), and no loss
+but the hinge, which is worse, changes which response looks best: `argmax_regret` is nearly the same for the others.
 """
 
 from __future__ import annotations

@@ -10,7 +10,12 @@ Grid. One soft-labelled pair whose gap at the population minimiser is u = 4 (DPO
 .9, kl_coef .1), 300 plain gradient steps of the rows, whose size goes as 1 / |delta|^2, so that the gap is reached.
 `words`: three arms, phi = No (0, 1), Never (-1/2, 1), Yes (1, 0), reference (.6, .3, .1). `dial`: 50 arms of reference
 softmax(N(0, 1) / 2), d = 10, rho = 0 ... .99, log-linear DPO and IPO, and DPO on tables. `dimension`: rho = .9, d = 3
-... 100. `sft`: RPO at rho = .9, d = 10, with weights 0 to .1 of the chosen response's log-likelihood.
+... 100. `sft`: RPO at rho = .9, d = 10, with weights .003 and .03 of the chosen
+response's log-likelihood (20 replicates).
+
+Found: all holds. DPO and IPO at one gap move alike, the chosen response falling from a cosine of about .8 at d = 10; the
+approximation is good above the threshold in d and overstates the fall below it (50 arms are too few for its average).
+RPO's weight, however small, decides in the end: nothing else opposes it off the pair's direction.
 
 What differs: the paper trains language models (a refusal rate of 74.4 % falls to 33.4 %) and ranks data by hidden
 embeddings; here features are drawn, and the cosine is the dial.
@@ -43,7 +48,7 @@ GAP, ARMS, DIM, STEPS = 4.0, 50, 10, 300
 COSINES = (0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.99)
 DIMENSIONS = (3, 5, 10, 20, 50, 100)
 METHODS = ("DPO", "IPO", "DPO, table")
-WEIGHTS = (0.003, 0.01, 0.03, 0.1)
+WEIGHTS = (0.003, 0.03)
 
 
 def trained(method: str, features: Tensor, ref: Tensor, weight: float = 0.0) -> Tensor:
@@ -60,12 +65,12 @@ def trained(method: str, features: Tensor, ref: Tensor, weight: float = 0.0) -> 
     size = 2.0 if table else float((features[:, 0] - features[:, 1]).square().sum(-1).max())
     kl_coef = 0.1 if method == "IPO" else 0.5
     if method == "IPO":
-        algorithm = create("ipo", descent=Descent(STEPS, 0.25 / size, optimiser="sgd"))
+        algorithm = create("ipo", proximal=0.0, descent=Descent(STEPS, 0.25 / size, optimiser="sgd"))
         rate = (1 + 2 * kl_coef * GAP) / 2
     else:
         own = {"sft_weight": weight} if method == "RPO" else {}
         descent = Descent(STEPS, 10 / size if method == "RPO" else 20 / size, optimiser="sgd")
-        algorithm = create("rpo" if own else "dpo", descent=descent, **own)
+        algorithm = create("rpo" if own else "dpo", proximal=0.0, descent=descent, **own)
         rate = 1 / (1 + math.exp(-kl_coef * GAP))
     setting = Setting(R, 1, 1, A, features.shape[-1], kl_coef, (-5.0, 5.0), pool, start, "preference", 2)
     duel = torch.tensor([0, 1], device=ref.device).expand(R, 1, 2)
@@ -112,7 +117,8 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Task]:
     def add(part: str, method: str, cosine: float, dim: int, weight: float = 0.0) -> None:
         labels = {"part": part, "method": method, "cosine": cosine, "dim": dim, "weight": weight}
         own = {"method": method, "cosine": cosine, "dim": dim, "weight": weight}
-        grid.append(Task(labels, pair, own, settings.replicates, settings.seed))
+        replicates = min(20, settings.replicates) if part == "sft" else settings.replicates
+        grid.append(Task(labels, pair, own, replicates, settings.seed))
 
     for method in METHODS:
         for cosine in COSINES[::3] if settings.smoke else COSINES:
@@ -180,10 +186,10 @@ claims = (
         for weight in WEIGHTS
     ),
     Number(
-        "RPO of weight .1: the chosen response rises, cosine .9",
+        "RPO of weight .03: the chosen response rises, cosine .9",
         "2405.16436 (own reading)",
         "chosen",
-        {"part": "sft", "weight": 0.1},
+        {"part": "sft", "weight": 0.03},
         0.0,
         0.0,
         "at least",

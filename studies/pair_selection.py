@@ -276,7 +276,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     inflation.set_xlabel("responses ranked, n")
     inflation.set_ylabel("reward learnt / reward")
     inflation.set_title("(a) the best recorded as winner")
-    looks = plotting.lines(PLAYERS)
+    looks = plotting.lines(list(PLAYERS))
     for ax, where, metric, title in (
         (rows, {"part": "rows", "loss": "ipo"}, "kl_to_nash", "(b) IPO, population, asked"),
         (gap, {"part": "sampled", "loss": "dpo"}, "suboptimality", "(c) DPO, duels asked"),

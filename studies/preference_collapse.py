@@ -261,11 +261,11 @@ def plot(frame: pd.DataFrame) -> Figure:
     two.set_ylabel("probability of the favourite")
     two.set_title("(a) P = .7; dotted: uniform reference")
     where = {"part": "five", "reference": "softmax"}
-    how = {"x": "kl_coef", "where": where, "order": METHODS, "looks": looks, "legend": False}
-    plotting.curves(minority, frame, "minority_mass", "method", **how)
+    how = {"x": "kl_coef", "where": where, "looks": looks, "legend": False}
+    plotting.curves(minority, frame, "minority_mass", "method", order=METHODS, **how)
     minority.set_ylabel("mass of minorities\n(higher is better)")
     minority.set_title("(b) five responses")
-    plotting.curves(divergence, frame, "matching_divergence", "method", **how | {"order": METHODS[:2]})
+    plotting.curves(divergence, frame, "matching_divergence", "method", order=METHODS[:2], **how)
     divergence.set_yscale("log")
     divergence.set_title("(c) five responses (matching: 0)")
     for ax in (two, minority, divergence):

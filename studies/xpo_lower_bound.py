@@ -119,7 +119,7 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Task]:
 
 
 PAPER, NOTES, DERIVED = "2405.21046, Prop. 2.1", "own earlier runs", "derived"
-OVER = {"x": "1/pi_ref(best)"}
+OVER: dict[str, Any] = {"x": "1/pi_ref(best)"}
 GAPS = {  # method: kl_coef: mean gap at T_lb, at the end, share of runs ever below 1/8
     "DPO, own pairs": {0.05: (0.162, 0.133, 0.65), 0.03: (0.297, 0.207, 0.45), 0.02: (0.281, 0.150, 0.60)},
     "DPO, with reference": {0.05: (0.228, 0.087, 0.95), 0.03: (0.317, 0.018, 1.0), 0.02: (0.374, 0.113, 0.80)},
@@ -205,18 +205,18 @@ claims = (
 def plot(frame: pd.DataFrame) -> Figure:
     figure, axes = plotting.panels(columns=3, height=2.6)
     wait, first, path = axes[0]
-    how = {"looks": plotting.lines(METHODS), "legend": False}
+    how = {"looks": plotting.lines(list(METHODS)), "legend": False}
     plotting.curves(wait, frame, "cut time", "method", x="1/kl_coef", order=list(METHODS), **how)
     wait.set_ylabel(f"rounds to a gap < 1/8, cut at {CUT} / eps\n(lower is better)")
     learning = list(METHODS)[:4]  # the fifth never sees a pair of two actions
     plotting.curves(first, frame, "first informative pair", "method", x="1/kl_coef", order=learning, **how)
     first.set_ylabel("rounds to the first pair\nof two different actions")
-    over = np.linspace(20, float(frame["1/kl_coef"].max()), 50)
+    over = np.linspace(20, frame["1/kl_coef"].to_numpy().max(), 50)
     for ax in (wait, first):
         ax.plot(over, np.exp(C * over) / 2, color="0.5", linewidth=0.8, label=r"$T_{lb}$")
         ax.set_yscale("log")
         ax.set_xlabel("1 / kl_coef")
-    smallest = float(frame["kl_coef"].min())
+    smallest = float(frame["kl_coef"].to_numpy().min())
     where = {"kl_coef": smallest}
     plotting.curves(path, frame, "suboptimality", "method", where=where, order=learning, **how)
     path.axhline(TARGET, color="0.5", linewidth=0.8)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from simbandit import algorithms, losses
 from simbandit.cli import main
 from simbandit.study import Study
 
@@ -14,10 +16,22 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A page may register a loss and a row; afterwards they are gone."""
+    monkeypatch.setattr(algorithms, "REGISTRY", dict(algorithms.REGISTRY))
+    monkeypatch.setattr(losses, "__all__", list(losses.__all__))
+    known = set(vars(losses))
+    yield
+    for name in set(vars(losses)) - known:
+        delattr(losses, name)
+
+
 def blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
+@pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
