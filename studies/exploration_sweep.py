@@ -6,11 +6,21 @@ information sigma'(g), about e^-g. Against a fixed reference that plays bad acti
 with it tell good from better only after e^R of them; a sampler that moves to the policy in stages keeps gaps small.
 
 Instance: four actions, r = (R - 1, R, R - 1, 0), the reference plays each of the three good ones with probability
-1e-3; 64 rounds of 16 duels, exact fits, kl_coef |log-ratio gap| <= R. Grid: R = 1, 3, 5, 7; kl_coef .1 and .3; duels of
-the policy with itself, with the reference, or with what it was at the last of four stages (16 rounds each); no bonus
-(DPO), XPO's (alpha .01 per duel, on draws of the reference), SE-POPO's (alpha .1, on draws of the duel's second
-response). SE-POPO is its bonus with the moving sampler, XPO its bonus with the reference. `information`: the sum over
-the duels of sigma'(reward gap), duels of an action with itself counting 0.
+1e-3; 64 rounds of 16 duels, exact fits, kl_coef |log-ratio gap| <= R. Grid: R = 1, 3, 5, 7; kl_coef .1, and in part
+.3; duels of the policy with itself, with the reference, or with what it was at the last of four stages (16 rounds
+each); no bonus (DPO), XPO's (alpha .01 per duel, on draws of the reference), SE-POPO's (alpha .1, on draws of the
+duel's second response). SE-POPO is its bonus with the moving sampler, XPO its bonus with the reference. `information`:
+the sum over the duels of sigma'(reward gap), duels of an action with itself counting 0.
+
+Found. Against the reference information falls by a factor of 2.2 to 2.4 per unit of R beyond 3, nearly as e^-R (2.7),
+and XPO cannot tell the good actions apart at R = 5 and 7 (gap .5, the best guess wrong in 74 and 98 % of the runs). Its
+slope over all R is flatter, -.74, as sigma'(1) is not yet e^-1; at kl_coef .3 and R = 1 the optimum itself is the bad
+action, nearly all duels are of it with itself, and neither the slope nor the best guess means what the claims suppose.
+The moving sampler cures XPO: no trend in R, gap .04 at R = 7. Without a bonus it cures nothing, because the good
+actions must first be found, and a policy against its own past does not look for them. SE-POPO's bonus with the moving
+sampler has the most informative duels at kl_coef .1, yet its best guess there is a second-best action in 46 % of the
+runs at R = 7, and it is no better than XPO; at .3 it is. Its constants, and its reset of the reference, left out here,
+may matter. On pairs of the policy alone its bonus pushes down whatever is played and ends far off.
 
 What differs from the papers: tabular policies and argmins, constants of our choice (alpha is the registry's, not tuned
 per cell); no paper has this sweep.
@@ -79,6 +89,8 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Simulation]:
         for kl_coef in KL_COEFS[:1] if settings.smoke else KL_COEFS:
             for sampler, player in SAMPLERS.items():
                 for bonus, choice in BONUSES.items():
+                    if kl_coef != KL_COEFS[0] and sampler != "moving" and (sampler, bonus) != ("reference", "xpo"):
+                        continue
                     labels = {
                         "R": reward_range,
                         "exp(R)": math.exp(reward_range),

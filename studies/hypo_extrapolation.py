@@ -2,10 +2,10 @@
 
 HyPO (2406.01462) shows this twice. Its example: three responses with features (1, 0), (1/2, 1/2), (0, 1), rewards 10,
 5.5, 1, a uniform reference, and data that compare the second with the third only (constants from memory, unverified;
-the second figure's description is from a summary; a
-search of public pages and code found neither). Its figure of learning curves: under online RLHF and DPO with linear
-function approximation the log-probability of the unseen best response rises while that of the seen preferred ones
-falls, and DPO's curves have the higher variance; dimensions and seeds are not known to us.
+the second figure's description is from a summary; a search of public pages and code found neither). Its figure of
+learning curves: under online RLHF and DPO with linear function approximation the log-probability of the unseen best
+response rises while that of the seen preferred ones falls, and DPO's curves have the higher variance; dimensions and
+seeds are not known to us.
 
 Grid. `three`: the example with exact labels, kl_coef 1, the row `dpo` on log-linear policies by 1, 11, 101 and 1,001
 gradient steps of size 2, and its argmin. `curves`: one world of 100 responses with features on the sphere of R^10,

@@ -1,12 +1,11 @@
 """Mass on responses that no duel saw: when tabular DPO raises it, and what an online KL does about it.
 
 HyPO (2406.01462) shows the average probability of out-of-distribution (OOD) responses rising during DPO without
-function approximation (figure caption; its set-up is not known to us, nor found in
-public pages or code). A softmax table leaves unseen logits where they
-are and conserves the sum of the seen ones in each connected component of comparisons, so OOD mass rises exactly while
-sum exp(theta_seen) falls (derived): never from equal seen logits (Jensen), but as long as rejected responses carry
-most of the mass. Three arms, one pair: pi proportional to (p_w e^d, p_l e^-d, p_ood), with its peak at
-d = log(p_l / p_w) / 2.
+function approximation (figure caption; its set-up is not known to us, nor found in public pages or code). A softmax
+table leaves unseen logits where they are and conserves the sum of the seen ones in each connected component of
+comparisons, so OOD mass rises exactly while sum exp(theta_seen) falls (derived): never from equal seen logits (Jensen),
+but as long as rejected responses carry most of the mass. Three arms, one pair: pi proportional to
+(p_w e^d, p_l e^-d, p_ood), with its peak at d = log(p_l / p_w) / 2.
 
 Grid. `three`: reference (.05, .90, .05), kl_coef 1; DPO's argmin on the label sigma(2 d), whose gap is 2 d. `many`: 50
 responses with N(0, 1) rewards, 10 of them seen, their reference logits 2 + 2 c z + 2 sqrt(1 - c^2) noise (z the

@@ -16,7 +16,7 @@ Grid. "adamw": the paper's online set-up, 400 rounds, pairs of the policy; at kl
 Found. Offline the paper's picture holds: pessimism lowers the gap at every size and for every alpha tried (at 32 duels,
 exact, the smallest one is within noise), more of it the better, and the gap falls like N^-.5 to N^-.48, the theorem's
 rate to within its interval. Online nothing of it is seen on pairs of the policy. At kl_coef .1 the curves of all alpha
-coincide to within their intervals, at kl_coef 1 optimism costs regret early and late; with the exact argmin alpha .3
+coincide to within their intervals, at kl_coef 1 alpha 3 costs regret early and late; with the exact argmin alpha .3
 and 1 are one curve (a maximum at a corner of the box), whose regret is linear from the start. All of them suffer from
 the same thing: after 400 rounds 42 pairs of two different actions (exact: 14 in 300) against 340 with the reference,
 which is worth more than any alpha: 44 against 85 after 300 rounds, about the factor 2 of earlier runs. The paper's
