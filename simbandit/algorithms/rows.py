@@ -116,7 +116,7 @@ ALIGNMENT: dict[str, Direct] = {
         weighting="mean",
     ),
     "hypo": Direct(
-        data="offline", bonus="kl_penalty", bonus_parameters=(("weight", 0.01),), calibration=Expected("reference")
+        data="offline", bonus="kl_penalty", bonus_parameters=(("weight", 0.01),), calibration=Expected("current")
     ),
     "spac": Direct(
         loss="critic",
