@@ -47,9 +47,10 @@ def d_optimal(
 
     Frank-Wolfe with exact line search and away steps (Todd and Yildirim 2007): toward the widest candidate, or away
     from the narrowest of the support, whichever promises more; the step s = (q_j / r - 1) / (q_j - 1) is the exact
-    maximiser of log det along it. Steps run on a working set (the support and the widest candidates); a pass over all candidates
-    then eliminates those that provably carry no weight in any optimum (Harman and Pronzato 2007: q_j < r (1 + e / 2 -
-    sqrt(e (4 + e - 4 / r)) / 2), e = max q / r - 1), and either certifies the design or widens the working set.
+    maximiser of log det along it. Steps run on a working set (the support and the widest candidates); a pass over all
+    candidates then eliminates those that provably carry no weight in any optimum (Harman and Pronzato 2007: q_j < r (1
+    + e / 2 - sqrt(e (4 + e - 4 / r)) / 2), e = max q / r - 1), and either certifies the design or widens the working
+    set.
 
     Candidates that do not span R^d: the design is that of the span, and a warning names the missing directions.
     Complexity O(N r^2) a pass (a handful), O(working set x r) a step. Raises ValueError for vectors that are not

@@ -15,10 +15,10 @@ What differs: one step from the reference instead of training, no estimation of 
 only because the pool is finite (its normaliser is infinite), so those curves depend on the pool's size.
 
 Found: gaussian error never bends (both rules; the tilt's gold is d itself), hacks and t errors of 2.5 and 5 degrees do
-(the tilt's fall for t(5) is undecided); t(10) has no hump within n = 1024, its fall is to come. Gao's form for best-of-n
-describes mild tails (R^2 .95 for t(5), undecided) and not strong ones: .92 for .7 t(2.5), .70 for hacks, where gold
-falls off a cliff rather than along a parabola. Of the noted numbers the last do not hold: gold .33 and proxy 14.7 at
-n = 1024; the earlier ones came from few draws.
+(the tilt's fall for t(5) is undecided); t(10) has no hump within n = 1024, its fall is to come. Gao's form for
+best-of-n describes mild tails (R^2 .95 for t(5), undecided) and not strong ones: .92 for .7 t(2.5), .70 for hacks,
+where gold falls off a cliff rather than along a parabola. Of the noted numbers the last do not hold: gold .33 and proxy
+14.7 at n = 1024; why they were .292 and 13.9 is not known (the noise of few draws would explain it).
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from simbandit.algorithms.direct import Direct
 from simbandit.algorithms.players import Tilt
 from simbandit.draws import Draws
 from simbandit.equilibrium import best_response, duality_gap, solve
-from simbandit.metrics import kl
 from simbandit.fits import fit_tabular
+from simbandit.metrics import kl
 from simbandit.objective import DuelObjective, PairLogProbs, Term
 from simbandit.oracles import FullInformation, PreferenceTable, SoftLabels
 from simbandit.policies import Geometric, LogLinear, Reference, Tabular, divergence_tilt, normalise

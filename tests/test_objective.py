@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy import optimize, special
 
-from simbandit.losses import dpo, inpo
 from simbandit.fits import TOLERANCE, fit_log_linear, fit_tabular
+from simbandit.losses import dpo, inpo
 from simbandit.objective import DuelObjective, PairLogProbs, Term, variance
 from simbandit.policies import LogLinear, Tabular, gibbs, normalise
 from simbandit.types import Contexts
