@@ -13,9 +13,9 @@ softmax(N(0, 1) / 2), d = 10, rho = 0 ... .99, log-linear DPO and IPO, and DPO o
 ... 100. `sft`: RPO at rho = .9, d = 10, with weights .003 and .03 of the chosen
 response's log-likelihood (20 replicates).
 
-Found: all holds. DPO and IPO at one gap move alike, the chosen response falling from a cosine of about .8 at d = 10; the
-approximation is good above the threshold in d and overstates the fall below it (50 arms are too few for its average).
-RPO's weight, however small, decides in the end: nothing else opposes it off the pair's direction.
+Found: all holds. DPO and IPO at one gap move alike; at d = 10 the chosen response falls from a cosine of about .8 on.
+The approximation is good above the threshold in d and overstates the fall below it (50 arms are too few for its
+average). RPO's weight, however small, decides in the end: off the pair's direction nothing opposes it.
 
 What differs: the paper trains language models (a refusal rate of 74.4 % falls to 33.4 %) and ranks data by hidden
 embeddings; here features are drawn, and the cosine is the dial.

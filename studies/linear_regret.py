@@ -9,7 +9,7 @@ World: unit features in R^16, |theta*| = 1, rewards with N(0, 1/4) noise, T = 4,
 fixed: one context, always the same ten actions, so that no diversity helps. Regret: sum of max r - r(played).
 
 Tuned rules (radius, scale, epsilon, share of exploration) have the best of three values each, per world, by the regret
-after 1,000 rounds on seeds of their own. Theory: OFUL's two radii, the scale of 1209.3352; noise and |theta*| are known.
+after 1,000 rounds on seeds of their own. Theory: OFUL's two radii, the scale of 1209.3352; noise and |theta*| known.
 """
 
 from __future__ import annotations

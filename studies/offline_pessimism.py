@@ -187,8 +187,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     shared = {"order": order, "names": NAMES, "loglog": True, "legend": False}
     plotting.curves(left, frame, METRIC, "method", x="n", where={"coverage": middle}, **shared)
     n = np.array(sorted(set(frame["n"])), dtype=float)
-    left.plot(n, np.sqrt(middle / n), color="0.6", linewidth=0.8)
-    left.text(n[-1], 1.15 * np.sqrt(middle / n[-1]), r"$\sqrt{C/n}$", color="0.4", ha="right", fontsize=7)
+    left.plot(n, np.sqrt(middle / n), color="0.6", linewidth=0.8, label=r"$\sqrt{C/n}$")
     left.set_xlabel("n, logged duels")
     left.set_title(f"(a) C = {middle}")
     plotting.curves(right, frame, METRIC, "method", x="coverage", where={"n": most}, **shared)
