@@ -15,6 +15,12 @@ worst_argmax_regret, the max over contexts; argmax_regret is the mean.
 
 What differs: the released code takes the 100 best of a pool at once, here one question at a time. V starts at I (theirs
 at 1e-5 I).
+
+Found (64 replicates): the constant gap is real: uniform has 92 % of it left at T = 400 and 87 % at 800, four times the
+number of contexts, while its mean gap is .02 from the start; APO (V) has none left at T = 200. One claim fails: at T =
+50, six duels a direction, APO still has three quarters of the gap, because these labels are 26 % wrong. On random
+features the active rules save half of the duels at T = 50 and hardly any at 800, all with slopes near -1/2; the Hessian
+that the theory wants is behind V, and at T >= 200 behind uniform too. The one-shot plan is as good as APO (V).
 """
 
 from __future__ import annotations
@@ -150,9 +156,13 @@ def plot(frame: pd.DataFrame) -> Figure:
         plotting.curves(ax, shown, metric, "rule", where={"instance": instance}, order=list(RULES), legend=False)
         ax.set_title(title)
         ax.set_xscale("log")
+        ticks = [tick for tick in BUDGETS if tick <= frame["budget"].max()]
+        ax.set_xticks(ticks, [str(tick) for tick in ticks])
+        ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
         ax.set_xlim(left=18)
-        ax.set_ylim(bottom=0)
-        ax.set_ylabel("gap [reward], mean of contexts" if metric == "argmax_regret" else "gap [reward], worst context")
+        ax.set_ylim(0, 2.8 if instance == "random" else 1.15)
+        ax.set_xlabel("duels asked")
+        ax.set_ylabel("mean gap [reward]" if metric == "argmax_regret" else "worst context's gap [reward]")
     axes[0, 1].axhline(GAP, color="#888888", linewidth=0.8, linestyle=":")
     plotting.legend_above(figure, axes[0, 0])
     return figure
