@@ -108,8 +108,10 @@ def test_wrong_input_is_one_line_that_names_the_argument(here, capsys, arguments
 
 
 def command(folder, *arguments):
+    """A run of its own. A shell's background jobs ignore Ctrl-C, and pass that on to what they start: not here."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(cli.__file__)))
-    return subprocess.Popen(
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    started = subprocess.Popen(
         [sys.executable, "-m", "simbandit", "run", "mine.py", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": root},
@@ -118,6 +120,8 @@ def command(folder, *arguments):
         text=True,
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, before)
+    return started
 
 
 def wait_for_cells(folder, n):
@@ -133,7 +137,7 @@ def values(folder):
 
 
 def test_ctrl_c_keeps_finished_cells_and_says_how_to_resume(here, capfd):
-    user_study(here, pause=1.5)
+    user_study(here, pause=0.4)
     run = command(here, "--jobs", "2")
     wait_for_cells(here / "results" / "mine", 2)
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does: the workers get it too
