@@ -137,7 +137,6 @@ def _train(command: Train) -> None:
     from llm_bridge.oracles import Cached, TextOracle, named_judge
     from llm_bridge.rows import direct_row
     from llm_bridge.training import Training
-    from simbandit.data import Logged
     from simbandit.objective import Descent
     from simbandit.simulate import Problem, simulate
 
@@ -160,7 +159,6 @@ def _train(command: Train) -> None:
         batch_size=command.batch_size,
         seed=command.seed,
         policy=policy,
-        offline=Logged(policy, command.rounds * command.batch_size) if algorithm.offline else None,
         metrics=evaluation.metrics(),
         record="all",
         progress=True,

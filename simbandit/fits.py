@@ -29,7 +29,7 @@ def fit_tabular(table: Tensor, objective: DuelObjective) -> tuple[Tensor, FitInf
     bottom. Iterations are the mean over contexts (of the slowest start).
     """
     (R, C, A), offered, ref = table.shape, objective.offered, objective.centre
-    n_offered = offered.sum(-1, keepdim=True)
+    n_offered = offered.sum(-1, keepdim=True).to(table.dtype)  # a quotient of integers would be float32
     place = torch.arange(R, device=table.device)[:, None] * C
     rows = [(place + term.row).reshape(-1) for term in objective.terms]
     cells = [(place + term.row)[..., None] * A + term.actions for term in objective.terms]  # (R, U, k) into (R, C, A)
@@ -134,7 +134,7 @@ def fit_log_linear(theta: Tensor, objective: DuelObjective, centre: Tensor | Non
     centre = torch.zeros_like(theta) if centre is None else centre
     replicate = torch.arange(R, device=theta.device)[:, None]
     phis = [features[replicate[..., None], t.row[..., None], t.actions] for t in objective.terms]  # (R, U, k, d)
-    count = offered.sum(-1, keepdim=True)
+    count = offered.sum(-1, keepdim=True).to(theta.dtype)
     mean = torch.where(offered[..., None], features, 0.0).sum(-2, keepdim=True) / count[..., None]
     spread = torch.where(offered[..., None], (features - mean) / count[..., None].sqrt(), 0.0).reshape(R, -1, d)
     curvature = 2 * objective.proximal * spread.mT @ spread

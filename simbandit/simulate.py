@@ -182,6 +182,7 @@ class _Run:
     ):
         self.algorithm, self.ids, self.rounds, self.batch_size = algorithm, ids, rounds, batch_size
         self.kl_coef = problem.kl_coef
+        self.reference = policy if isinstance(policy, Policy) else Reference()  # an LM's world has no table of it
         self.draws = Draws(seed, ids, device)
         self.logged_draws = Draws(seed, ids, device, stream=LOGGED)
         self.validation_draws = Draws(seed, ids, device, stream="validation/")
@@ -243,7 +244,7 @@ class _Run:
         ask = getattr(algorithm, "ask", None)  # active methods choose the contexts of their questions
         if algorithm.offline:
             self._record(0, True, algorithm.policy(state), None, None)
-            offline = Logged(Reference(), self.rounds * self.batch_size) if offline is None else offline
+            offline = Logged(self.reference, self.rounds * self.batch_size) if offline is None else offline
         if offline is not None:
             contexts, actions, feedback = self._logged(offline)
             state, self.info = algorithm.update(state, contexts, actions, feedback, self.logged_draws.at(0))

@@ -19,7 +19,7 @@ class CubeArms:
     """Rewards <phi, theta*>, redrawn for every replicate; the reference is uniform.
 
     arms "random": n_actions arms uniform on {-1, 1}^dim / sqrt(dim), theta* uniform on the sphere of radius theta_norm
-        (the GINOP paper's section F as our notes have it).
+        (the GINOP paper's section F as we recall it).
     arms "all": the 2^dim sign vectors, not scaled, plus (U[0, 1] - 1) / 10; theta* = U[0, 1]^dim, only its first two
         coordinates kept, scaled to theta_norm (the code released with VACDB, 2310.00968).
     """

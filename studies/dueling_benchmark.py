@@ -1,10 +1,10 @@
 """Contextual dueling bandits on the two published synthetic set-ups: who has the least regret, and does VACDB win?
 
-Sources: (1) section F of the GINOP paper, as described in our notes: 30 arms uniform on {-1, 1}^d / sqrt(d), |theta*| =
-2, d = 10, 15, 20, T = 2,000; the confidence on the Hessian is lowest, MaxInP, CoLSTIM and FGTS.CDB have inflated
-sqrt(T)-like curves. (2) VACDB (2310.00968): all 32 corners of a cube in R^5, slightly moved, theta* on two coordinates,
-scales .5 to 4, T = 4,000; the paper's claim is that VACDB wins and gains as labels become certain. Our own earlier runs
-of its released code (10 seeds) found its trend but not its win.
+Sources: (1) section F of the GINOP paper, as we recall it (its text could not be found): 30 arms uniform on {-1, 1}^d / sqrt(d), |theta*| =
+2, d = 10 and 20 (theirs also 15), T = 2,000; the confidence on the Hessian is lowest, MaxInP, CoLSTIM and FGTS.CDB have
+inflated sqrt(T)-like curves. (2) VACDB (2310.00968): all 32 corners of a cube in R^5, slightly moved, theta* on two
+coordinates, scales 1 and 4 (theirs also .1, .5, 2), T = 4,000; the paper's claim is that VACDB wins and gains as labels
+become certain. Our own earlier runs of its released code (10 seeds) found its trend but not its win.
 
 Recipes: "papers": GINOP and MaxInP with their theory's radius (constants of GINOP set to 1), CoLSTIM with sqrt(d log T)
 thrice, a warm-up of d |X| rounds and the coupling of its paper, FGTS.CDB with eta = 1/4 and mu = 1 / (10 e^S sqrt(T)).
@@ -14,6 +14,17 @@ ball. Regret: 2 max r - r_1 - r_2 per duel, not halved; in (2) divided by |theta
 
 What differs: refits when the data have grown by 5 %; Gaussian (Laplace) posterior draws in FGTS.CDB; the ridge of the
 likelihood (.1) does not grow with t as the released code's does.
+
+Found (32 replicates). (1) That GINOP is lowest does not come out: with the theory's radius, constants set to 1, it
+beats MaxInP (3,253 against 4,877 at d = 10; at d = 20 both still play at random, undecided) but pays three times what
+FGTS.CDB (1,065) and CoLSTIM (1,241) pay; so presumably its experiments use a smaller radius, or a rule for the pair
+that we could not find. Tuned, all but VACDB lie within each other's intervals (359 to 562; GINOP has the smallest
+median but one, 168, and the heaviest tail). CoLSTIM's curve after its warm-up is flatter than sqrt(T). (2) VACDB's
+trend is reproduced, its win is not: 782 and 571 against 401 and 210 for MaxPairUCB. The reason is visible: five layers
+must each shrink all widths below 2^-l, which takes some 140 duels of pairs drawn at random and costs 350 of its 571 at
+scale 4; afterwards it loses as much per duel as MaxPairUCB and CoLSTIM or more (.057 against .046 and .041), so that it
+never wins that back. Most levels and orderings of our earlier runs of that code come out, VACDB's own lower than
+there.
 """
 
 from __future__ import annotations
@@ -28,6 +39,7 @@ from torch import Tensor
 
 from simbandit import Problem, algorithms, plotting
 from simbandit.guarantees import Exponent, Monotone, Number, Ordering
+from simbandit.guarantees.rows import select
 from simbandit.metrics import summed_regret
 from simbandit.oracles import BradleyTerry
 from simbandit.snapshots import Snapshot
@@ -36,8 +48,8 @@ from studies._duel_worlds import CubeArms
 
 MAXINP, PAIR, COLSTIM, FGTS, GINOP, VACDB = "MaxInP", "MaxPairUCB", "CoLSTIM", "FGTS.CDB", "GINOP", "VACDB"
 RULES = (MAXINP, PAIR, COLSTIM, FGTS, GINOP, VACDB)
-NAMES = dict(zip(RULES, ("maxinp", "maxpairucb", "colstim", "fgts", "ginop", "vacdb"), strict=True))
-DIMS, SCALES = (10, 15, 20), (0.5, 1.0, 2.0, 4.0)
+NAMES: dict[str, str] = dict(zip(RULES, ("maxinp", "maxpairucb", "colstim", "fgts", "ginop", "vacdb"), strict=True))
+DIMS, SCALES = (10, 20), (1.0, 4.0)
 SECTION_F, CODE = "GINOP, section F", "VACDB"
 REFIT = {"refit_growth": 0.05}
 
@@ -118,7 +130,7 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Simulation]:
     ]
     grid += [
         (CubeArms("all", 5, scale), code(rule), longer, {"setup": CODE, "scale": scale, "rule": rule})
-        for scale in (SCALES[1:2] if settings.smoke else SCALES)
+        for scale in (SCALES[:1] if settings.smoke else SCALES)
         for rule in (MAXINP, PAIR, COLSTIM, VACDB)
     ]
     return [cell(world, rule, T, settings.replicates, settings.seed, labels) for world, rule, T, labels in grid]
@@ -166,7 +178,7 @@ CLAIMS = (
     ),
     *(
         Ordering(f"scale {scale:g}: VACDB beats {rule}", PAPER_V, SCALED, _c(VACDB, scale), _c(rule, scale))
-        for scale in (1.0, 4.0)
+        for scale in SCALES
         for rule in (MAXINP, PAIR, COLSTIM)
     ),
     Monotone(
@@ -200,7 +212,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         ("(d) VACDB's code, at the end", SCALED, {"setup": CODE}, "scale"),
     ]
     for ax, (title, metric, where, x) in zip(axes.flat, panels, strict=True):
-        shown = frame[(frame[list(where)] == pd.Series(where)).all(axis=1)]
+        shown = select(frame, where)
         order = [rule for rule in RULES if rule in set(shown["rule"])]
         plotting.curves(ax, shown, metric, "rule", x=x, order=order, looks=looks, legend=False, loglog=x == "scale")
         ax.set_title(title)

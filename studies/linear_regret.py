@@ -10,6 +10,14 @@ fixed: one context, always the same ten actions, so that no diversity helps. Reg
 
 Tuned rules (radius, scale, epsilon, share of exploration) have the best of three values each, per world, by the regret
 after 1,000 rounds on seeds of their own. Theory: OFUL's two radii, the scale of 1209.3352; noise and |theta*| known.
+
+Found (64 replicates): where contexts are fresh, exploration hardly matters: greed has the least regret (58), tuned
+optimism and posterior sampling 61, and even OFUL's radii only 64 and 69, half a percent of what Theorem 3 allows. With
+the same ten actions for ever they part: LinTS 35, tuned LinUCB 85 and still growing like T^.7 (undecided: its radius,
+tuned on 1,000 rounds, has locked in on 14 of the 64 replicates), OFUL 302 and 582 by its two radii, greed 424 and
+linear. 1209.3352's scale plays nearly at random in either world (1,300 and 1,400). Explore-then-commit's T^(2/3) is not
+decided: .58 and .46 are measured. Ten disjoint models (radius .5) cost five times the regret of the shared one where it
+is right.
 """
 
 from __future__ import annotations
@@ -169,7 +177,7 @@ CLAIMS = (
 
 def plot(frame: pd.DataFrame) -> Figure:
     figure, axes = plotting.panels(columns=2, height=3.0)
-    order = [*CANDIDATES, *FIXED]
+    order = [*CANDIDATES, GREEDY, DET, BOUND, TS_THEORY]
     for ax, world in zip(axes[0], WORLDS, strict=True):
         plotting.curves(ax, frame, METRIC, "rule", where={"world": world}, order=order, loglog=True, legend=False)
         ax.set_title({"fresh": "fresh actions every round", "fixed": "always the same ten actions"}[world])

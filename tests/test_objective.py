@@ -250,6 +250,34 @@ def test_the_answer_does_not_depend_on_where_the_fit_starts(name, kl_coef, hard,
         torch.testing.assert_close(again, first, atol=1e-6 * max(1.0, 0.01 / kl_coef), rtol=0.0)
 
 
+def test_a_chain_of_sure_wins_ends_between_the_ends_of_the_box():
+    """5 beat 4 and 4 beat 1: one end, the middle, the other end; the proximal term puts the unseen ones in the middle.
+    Six actions, because 1/6 is no binary fraction: a step that is off by a rounding of float32 ends elsewhere."""
+    n, rng = 200, np.random.default_rng(0)
+    ref = normalise(tensor(rng.normal(size=(n, 1, 6))))
+    actions = torch.tensor([[4, 5], [1, 4]]).expand(n, -1, -1)
+    known = ref[torch.arange(n)[:, None, None], 0, actions]
+    duels = Term(
+        row=torch.zeros(n, 2, dtype=torch.int64),
+        actions=actions,
+        weight=torch.ones(n, 2).double(),
+        label=torch.zeros(n, 2).double(),
+        last=known,
+        ref=known,
+        loss=dpo,
+    )
+    contexts = Contexts(index=torch.zeros(n, 1, dtype=torch.int64), ref_log_probs=ref)
+    objective = DuelObjective(contexts, (duels,), 0.6, lambda contexts: ref, proximal=1e-3, bound=10.0)
+    table, info = fit_tabular(ref, objective)
+    assert info.converged.all()
+    again, info = fit_tabular(table, objective)
+    assert info.converged.all()
+    for fitted in (table, again):
+        ratio = (fitted - ref)[:, 0]
+        ratio = ratio - ratio.amin(-1, keepdim=True)
+        torch.testing.assert_close(ratio, tensor([5, 0, 5, 5, 5, 10]).expand(n, -1), atol=1e-6, rtol=0.0)
+
+
 def test_a_replicate_is_fitted_the_same_alone():
     rng = np.random.default_rng(6)
     objective = problem(rng, dpo, bound=1.0, features=tensor(rng.normal(size=(R, C, A, D))))

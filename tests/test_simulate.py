@@ -122,6 +122,21 @@ def test_an_offline_algorithm_learns_once_from_reference_data():
     ]
 
 
+@pytest.mark.parametrize("policy", [None, "log_linear", "given"])
+def test_the_default_data_of_an_offline_algorithm_are_the_references(policy):
+    """Bit for bit those of Logged(Reference(), rounds x batch_size); a given policy is the reference and draws them."""
+    tilted = Tabular(torch.log_softmax(torch.tensor(np.random.default_rng(0).normal(size=(R, X, A))), -1))
+    given, drawing = (tilted, tilted) if policy == "given" else (policy, Reference())
+    options: dict[str, Any] = {"rounds": T, "batch_size": B, "replicates": R, "metrics": ["suboptimality"]}
+    left, right = (
+        run(DUELS, algorithms.create("dpo"), policy=given, offline=offline, **options).frame()
+        for offline in (None, Logged(drawing, T * B))
+    )
+    assert left.equals(right)
+    other = run(DUELS, algorithms.create("dpo"), policy=given, offline=Logged(Uniform(), T * B), **options).frame()
+    assert not left.equals(other)
+
+
 @pytest.mark.parametrize("offline", [False, True])
 def test_logged_data_come_first(offline):
     diary = OfflineDiary() if offline else Diary()

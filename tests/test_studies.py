@@ -2,20 +2,25 @@
 
 import dataclasses
 import importlib
+import sys
 
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from simbandit.cli import main
 from simbandit.draws import Draws
 from simbandit.guarantees import judge
 from simbandit.study import Simulation, find, shipped
 
 NAMES = sorted(shipped())
+LANGUAGE = {"bridge_equality", "enumerable_lm", "pool_size"}  # their cells are language models
 
 
 def grid(name, smoke):
     """The cells, with each contender's first candidate in place of the tuned one."""
+    if name in LANGUAGE:
+        pytest.importorskip("transformers", reason="the extra `llm` is not installed: pip install -e '.[llm]'")
     study = find(name)
     settings = study.settings(smoke=smoke)
     candidates = {} if study.tuning is None else study.tuning(settings)
@@ -63,6 +68,16 @@ def test_claims_speak_of_cells_that_the_full_grid_has(name):
             assert fitting, f"{claim.name}: no cell has {where}"
             x = getattr(claim, "x", "queries")
             assert x in ("queries", "round") or all(x in cell.labels for cell in fitting), claim.name
+
+
+def test_a_study_of_language_models_names_the_extra_that_it_lacks(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "bridge_equality", "--smoke", "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert "install the extra, pip install -e '.[llm]'" in capsys.readouterr().err
+    main(["list"])
+    assert "bridge_equality" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "replicates"), [("mle_failure", 12), ("kwise", 6)])

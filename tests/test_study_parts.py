@@ -7,10 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
+from simbandit.draws import Draws
 from simbandit.policies import gibbs
 from simbandit.study import Settings
 from simbandit.worlds import LinearWorld
-from studies import _answers, kl_pcb, real_preferences, rejection_sampling
+from studies import _answers, kl_pcb, optimal_design, real_preferences, rejection_sampling
+from studies._duel_worlds import CubeArms
+from studies._random_pairs import RandomPairs
 
 
 def test_the_shipped_stand_in_is_what_its_function_makes():
@@ -95,3 +98,44 @@ def test_chain_costs_by_hand():
 def test_smoke_grids_have_at_least_six_cells(module):
     tuned = dict.fromkeys(getattr(module, "tuning", lambda _: {})(Settings(2, smoke=True)), kl_pcb.FIXED["greedy"])
     assert len(module.cells(Settings(2, smoke=True), tuned)) >= 6
+
+
+def test_dueling_worlds_have_the_papers_arms():
+    random = CubeArms("random", 10, 2.0, 30).instance(3, Draws(0, 3))
+    assert random.pool is not None
+    assert random.theta is not None
+    assert random.pool.features.shape == (3, 1, 30, 10)
+    torch.testing.assert_close(random.pool.features.abs(), torch.full((3, 1, 30, 10), 10**-0.5).double())
+    torch.testing.assert_close(random.theta.norm(dim=-1), torch.full((3,), 2.0).double())
+    assert float(random.best_rewards.max()) <= random.reward_range[1]
+    every = CubeArms("all", 5, 4.0).instance(2, Draws(1, 2))
+    assert every.pool is not None
+    assert every.theta is not None
+    signs = every.pool.features[0, 0].sign()
+    assert len(torch.unique(signs, dim=0)) == 32
+    moved = every.pool.features - every.pool.features.sign()
+    assert -0.1 <= float(moved.min()) < float(moved.max()) <= 0.0
+    assert not every.theta[:, 2:].any()
+    torch.testing.assert_close(every.theta.norm(dim=-1), torch.full((2,), 4.0).double())
+    torch.testing.assert_close(
+        every.rewards(every.pool)[:, 0], (every.pool.features[:, 0] @ every.theta[..., None])[..., 0]
+    )
+    with pytest.raises(ValueError, match="n_actions: all sign vectors are 8"):
+        CubeArms("all", 3, 1.0)
+
+
+def test_random_pairs_are_of_different_actions_and_cover_all_of_them():
+    draws = Draws(0, 2)
+    contexts = LinearWorld(n_contexts=5, n_actions=3, dim=4).instance(2, draws).contexts(draws.at(0), 300)
+    pairs = RandomPairs().select(None, contexts, draws.at(0))
+    assert (pairs[..., 0] != pairs[..., 1]).all()
+    counts = torch.bincount((3 * pairs[0, :, 0] + pairs[0, :, 1]), minlength=9)
+    assert int((counts > 0).sum()) == 6
+    assert int(counts.max()) < 80  # 50 expected, standard deviation 6.5
+
+
+def test_plain_frank_wolfe_finds_the_design_of_the_cube():
+    corners = np.array([[1.0, 1.0], [1.0, -1.0], [0.1, 0.2], [0.5, 0.0]])
+    weights, steps = optimal_design.plain_frank_wolfe(corners, 1e-3)
+    assert 0 < steps < optimal_design.LIMIT
+    np.testing.assert_allclose(weights, [0.5, 0.5, 0, 0], atol=5e-3)

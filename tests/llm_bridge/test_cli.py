@@ -1,6 +1,7 @@
 """The command, in this process, on the toy model: files in and out, plans without work, errors in one line."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,10 @@ from llm_bridge import LMPolicy, candidate_pool, loading
 from llm_bridge import oracles as judges
 from llm_bridge import toy as toys
 from llm_bridge.cli import main
+from llm_bridge.commands import Train
 from llm_bridge.preflight import FACTORS, preflight
+from llm_bridge.rows import direct_row
+from simbandit.algorithms.dynamics import stable_step
 
 
 @pytest.fixture
@@ -59,6 +63,12 @@ def test_sample_then_score(toy, tmp_path, prompts, capsys):
     n = row["tokens"]
     expected = laws[-n - 1 : -1].gather(1, torch.tensor(ids[-n:])[:, None]).sum()
     assert row["log_prob"] == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_the_defaults_of_train_are_stable_in_every_game():
+    command = Train(model="toy", judge="toy:true", output=Path("out"))
+    step = dict(direct_row(command.algorithm).loss_parameters)["step_size"]
+    assert step <= 2 * stable_step(command.kl_coef)
 
 
 def test_train_goes_on_and_leaves_a_model(toy, tmp_path, prompts, capsys):

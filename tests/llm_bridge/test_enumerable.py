@@ -1,14 +1,13 @@
 """The exact rung: a table is a one-token LM, gradients are exact, and every direct row runs unchanged."""
 
 import dataclasses
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llm_bridge import EnumerableLM, sequence_log_probs
 from llm_bridge.enumerable import LBFGS, value_and_gradient
@@ -16,28 +15,16 @@ from simbandit import algorithms, losses
 from simbandit.algorithms.direct import Direct
 from simbandit.objective import Descent, PairLogProbs
 from simbandit.oracles import BradleyTerry, HodgeMix
-from simbandit.policies import Rows, Tabular
+from simbandit.policies import Tabular
 from simbandit.simulate import Problem, simulate
-from simbandit.types import Contexts, FitInfo
+from simbandit.types import Contexts
+from studies._language import Embedded, HeadSolved
 from tests.llm_bridge import models
 
 R, X, V, KL = 3, 5, 4, 0.6
 DIRECT = [name for name in algorithms.names() if isinstance(algorithms.create(name), Direct)]
 BRIEF = {"sail_dp": {"passes": 2}}  # 200 as registered
 STEPS = Descent(steps=12, learning_rate=0.1, optimiser="sgd")
-
-
-class Embedded(nn.Module):
-    """A one-token LM whose only parameters are the table: the last prompt token chooses a row of logits."""
-
-    def __init__(self, logits: np.ndarray):
-        super().__init__()
-        self.rows = nn.Parameter(torch.from_numpy(logits))
-        self.vocabulary = logits.shape[1]
-
-    def forward(self, input_ids: Tensor, use_cache: bool) -> Tensor:
-        assert not use_cache
-        return self.rows[input_ids]
 
 
 def small(length: int = 2, vocabulary: int = 3, scale: float = 0.3, **options: Any) -> EnumerableLM:
@@ -70,29 +57,6 @@ def test_a_one_token_lm_whose_parameters_are_the_table_is_the_table(name):
         algorithms.create(name, proximal=1e-3, descent=STEPS, **BRIEF.get(name, {})),
     )
     same_curve(curve(problem, algorithm, lm), curve(problem, algorithm, None), 1e-12)
-
-
-@dataclass(frozen=True, eq=False)
-class HeadSolved(Rows):
-    """A one-token GPT-2 whose head takes the argmin over all tables: W h(x) = log pi(x), W by least squares."""
-
-    lm: EnumerableLM
-
-    def rows(self, contexts: Contexts) -> Tensor:
-        return self.lm.rows(contexts)
-
-    def fit(self, objective: Any) -> tuple["HeadSolved", FitInfo]:
-        fitted, info = Tabular(self.lm.table.expand(R, -1, -1)).fit(objective)
-        model: Any = self.lm.model
-        ids = torch.tensor(list(self.lm.prompts))
-        with torch.no_grad():
-            states = model.transformer(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
-        head = torch.linalg.lstsq(states.expand(R, -1, -1), fitted.table).solution.mT  # (R, V, d)
-        weights, start = [], self.lm.parameters
-        assert start is not None
-        for name, p in model.named_parameters():
-            weights.append(head.flatten(1) if name == "lm_head.weight" else p.detach().flatten().expand(R, -1))
-        return HeadSolved(dataclasses.replace(self.lm, parameters=torch.cat(weights, dim=1))), info
 
 
 @pytest.mark.parametrize("name", ["online_dpo", "inpo", "online_ipo", "ipo_md", "dno", "rspo"])

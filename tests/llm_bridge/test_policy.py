@@ -15,7 +15,6 @@ from llm_bridge import training as training_module
 from llm_bridge.catalogue import Catalogue, TextWorld
 from llm_bridge.decoding import decode
 from simbandit import algorithms
-from simbandit.data import Logged
 from simbandit.draws import Draws
 from simbandit.objective import Descent
 from simbandit.oracles import BradleyTerry
@@ -194,8 +193,7 @@ def test_every_direct_row_trains_an_lm(twins, name):
     problem = Problem(policy.world(), cast(Any, Listed(policy.catalogue)), 0.3)
     algorithm = rows.direct_row(name, **({"passes": 1} if name == "sail_dp" else {}))
     options: dict[str, Any] = {"rounds": 2, "batch_size": 5, "policy": policy, "metrics": ["queries"]}
-    offline = Logged(policy, 10) if algorithm.offline else None
-    results: Any = simulate(problem, cast(Any, algorithm), offline=offline, **options)
+    results: Any = simulate(problem, cast(Any, algorithm), **options)  # offline rows: duels of the policy
     assert results.policy.fits >= 1
     moved = [(new - old).abs().max() for new, old in zip(results.policy.weights, sampled.weights, strict=True)]
     assert max(moved) > 1e-6
