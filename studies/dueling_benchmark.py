@@ -1,10 +1,11 @@
 """Contextual dueling bandits on the two published synthetic set-ups: who has the least regret, and does VACDB win?
 
-Sources: (1) section F of the GINOP paper, as we recall it (its text could not be found): 30 arms uniform on {-1, 1}^d / sqrt(d), |theta*| =
-2, d = 10 and 20 (theirs also 15), T = 2,000; the confidence on the Hessian is lowest, MaxInP, CoLSTIM and FGTS.CDB have
-inflated sqrt(T)-like curves. (2) VACDB (2310.00968): all 32 corners of a cube in R^5, slightly moved, theta* on two
-coordinates, scales 1 and 4 (theirs also .1, .5, 2), T = 4,000; the paper's claim is that VACDB wins and gains as labels
-become certain. Our own earlier runs of its released code (10 seeds) found its trend but not its win.
+Sources: (1) section F of the GINOP paper, as we recall it (its text could not be found): 30 arms uniform on {-1, 1}^d /
+sqrt(d), |theta*| = 2, d = 10 and 20 (theirs also 15), T = 2,000; the confidence on the Hessian is lowest, MaxInP,
+CoLSTIM and FGTS.CDB have inflated sqrt(T)-like curves. (2) VACDB (2310.00968): all 32 corners of a cube in R^5,
+slightly moved, theta* on two coordinates, scales 1 and 4 (theirs also .1, .5, 2), T = 4,000; the paper's claim is that
+VACDB wins and gains as labels become certain. Our own earlier runs of its released code (10 seeds) found its trend but
+not its win.
 
 Recipes: "papers": GINOP and MaxInP with their theory's radius (constants of GINOP set to 1), CoLSTIM with sqrt(d log T)
 thrice, a warm-up of d |X| rounds and the coupling of its paper, FGTS.CDB with eta = 1/4 and mu = 1 / (10 e^S sqrt(T)).
@@ -23,8 +24,7 @@ median but one, 168, and the heaviest tail). CoLSTIM's curve after its warm-up i
 trend is reproduced, its win is not: 782 and 571 against 401 and 210 for MaxPairUCB. The reason is visible: five layers
 must each shrink all widths below 2^-l, which takes some 140 duels of pairs drawn at random and costs 350 of its 571 at
 scale 4; afterwards it loses as much per duel as MaxPairUCB and CoLSTIM or more (.057 against .046 and .041), so that it
-never wins that back. Most levels and orderings of our earlier runs of that code come out, VACDB's own lower than
-there.
+never wins that back. Most levels and orderings of our earlier runs of that code come out, VACDB's own lower than there.
 """
 
 from __future__ import annotations
