@@ -14,9 +14,9 @@ at most by a quarter of a reward: a method of rewards that succeeds has a larger
 
 Found: INPO ends at .12 and .15 of its first gap, IPO-MD at .04 and .05, with either annotator. INPO's first round
 raises the gap a little, so that "in every round" and "tenfold" (seen before at other sizes) fail here. DPO's gap grows
-ninefold and XPO's twentyfold with the circulation, and under Bradley-Terry too, where both reach for their own
-target: suboptimality falls to .02 and .4. SAIL-PR moves away from both: its gradient through the sampling law is right at the
-policy that drew the duels, and not along 30 steps from there.
+ninefold and XPO's twentyfold with the circulation, and under Bradley-Terry too, where both reach for their own target:
+suboptimality falls to .02 and .4 of its start. SAIL-PR moves away from both targets; we did not separate why (its
+gradient through the sampling law is right at the policy that drew the duels, and here 30 steps are taken from there).
 
 What differs from the papers: an inexact fit of all weights in place of the argmin, no bound on log-ratios (a network
 has no box), and SAIL's single gradient step is the 30 steps that every row gets.

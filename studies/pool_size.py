@@ -216,7 +216,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     panels = (
         ("share", "reward", "(a) reward: gap / reference's gap"),
         ("share", "game", "(b) game: gap / reference's gap"),
-        ("reported - true", "reward", "(c) the pool's own value, error"),
+        ("reported - true", "reward", "(c) the value a pool reports"),
     )
     for ax, (metric, part, title) in zip(axes[0], panels, strict=True):
         plotting.curves(
