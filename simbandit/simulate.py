@@ -17,18 +17,17 @@ from simbandit import metrics as metric_registry
 from simbandit.data import Logged, frame_batch
 from simbandit.draws import LOGGED, Draws
 from simbandit.metrics import CUMULATIVE, MetricFunction
-from simbandit.policies import LogLinear, Network, Reference, Tabular, concatenate, mixture
+from simbandit.output import Kept, Output
+from simbandit.policies import LogLinear, Network, Reference, Tabular, concatenate
 from simbandit.results import Results
 from simbandit.snapshots import Game, Snapshot, best_reward
 from simbandit.types import Algorithm, Contexts, Info, Oracle, Policy, Setting, World
 from simbandit.worlds.arrays import affordable
 
 Record = Literal["log", "all"] | Sequence[int]
-Output = Literal["last", "average", "best"] | Logged
 PolicyClass = Literal["tabular", "log_linear", "network"]
 CHUNK_NUMBERS = 2**24  # float64 numbers in a chunk's largest tables: 128 MB, of which a handful exist at a time
 LARGEST_CHUNK = 256  # beyond, tables leave the cache; below, the loop's own overhead shows
-VALIDATION_DUELS = 512
 MOST_REPLICATES = 10**7
 HIDDEN = 32  # units of a "network"
 INTEGERS = (int, np.integer)
@@ -240,7 +239,7 @@ class _Run:
         if offline is not None and self.exact:
             raise ValueError("offline: logged data hold actions, and FullInformation answers policies")
         state = algorithm.init(self.setting)
-        chosen = _Output(output, self)
+        chosen = Kept(output, instance, oracle, self.validation_draws, self.kl_coef)
         ask = getattr(algorithm, "ask", None)  # active methods choose the contexts of their questions
         if algorithm.offline:
             self._record(0, True, algorithm.policy(state), None, None)
@@ -380,53 +379,3 @@ class _Run:
             frame["reward" if len(names) == 1 else "preferred"] = feedback.reshape(-1).cpu().numpy()
             frames.append(frame)
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-
-
-class _Output:
-    """Which of the recorded policies is handed out."""
-
-    def __init__(self, rule: Output, run: _Run):
-        if rule not in ("last", "average", "best") and not isinstance(rule, Logged):
-            raise ValueError(f"output: 'last', 'average', 'best' or Logged(policy, size), got {rule!r}")
-        if rule == "best":
-            rule = Logged(Reference(), VALIDATION_DUELS)
-        if rule != "last" and run.instance.pool is None:
-            raise ValueError("output: 'average' and validation need a finite world; use 'last'")
-        if isinstance(rule, Logged) and run.oracle.feedback != "preference":
-            raise ValueError("output: validation needs duels, this oracle gives none; use 'last' or 'average'")
-        self.rule, self.run, self.seen, self.last = rule, run, 0, None
-        self.table = self.score = None
-        if isinstance(rule, Logged):
-            now = run.validation_draws.at(0)
-            self.contexts = run.instance.contexts(now, rule.size)
-            first = rule.policy.sample(self.contexts, now.uniform("player0", rule.size))
-            second = (rule.second or rule.policy).sample(self.contexts, now.uniform("player1", rule.size))
-            self.actions = torch.stack([first, second], dim=-1)
-            self.labels = run.oracle.respond(self.contexts, self.actions, now)
-
-    def consider(self, policy: Policy) -> None:
-        self.last = policy
-        if self.rule == "last":
-            return
-        table = policy.log_probs(self.run.instance.pool)
-        self.seen += 1
-        if self.table is None:
-            self.table = table
-        elif self.rule == "average":
-            self.table = mixture([self.table, table], [1 - 1 / self.seen, 1 / self.seen])
-        if isinstance(self.rule, Logged):
-            score = self._held_out_likelihood(policy)
-            better = torch.ones_like(score, dtype=torch.bool) if self.score is None else score > self.score
-            self.table = torch.where(better[:, None, None], table, self.table)
-            self.score = score if self.score is None else torch.maximum(score, self.score)
-
-    def _held_out_likelihood(self, policy: Policy) -> Tensor:
-        """Mean Bradley-Terry log-likelihood of held-out duels under the implied reward kl_coef log pi / pi_ref."""
-        ratio = policy.log_probs(self.contexts, self.actions) - self.contexts.ref_log_probs.gather(-1, self.actions)
-        margin = self.run.kl_coef * (ratio[..., 0] - ratio[..., 1])
-        logsigmoid = torch.nn.functional.logsigmoid
-        return (self.labels * logsigmoid(margin) + (1 - self.labels) * logsigmoid(-margin)).mean(-1)
-
-    def policy(self) -> Policy:
-        assert self.last is not None
-        return self.last if self.table is None else Tabular(self.table)

@@ -21,7 +21,7 @@ FLOORS = (
     ("hypotheses",),
     ("algorithms",),
     ("snapshots", "game_metrics", "cycles"),
-    ("simulate", "metrics", "results"),
+    ("simulate", "metrics", "results", "output"),
     ("guarantees",),
     ("study", "cells", "executors", "store"),
     ("report", "plotting", "plotting_games", "gallery"),
