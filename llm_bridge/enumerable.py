@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,6 +51,8 @@ class EnumerableLM(Rows):
         Llama casts to float32 inside, an error of 1e-4 in its gradients; GPT-2 does not.)
     prompts: X sequences of token ids. length: T tokens of every response; there are vocabulary^T of them, at most
         20,000. A response's number has its tokens as digits in base V, the first the most significant one.
+    end: a token that ends a response. Responses then have 1 to T tokens, that token the last one of all but those that
+        are cut at T, and their numbers are places in the list, in the order of their tokens.
     fit_by: how `fit` minimises an objective: `LBFGS`, or `Descent` (some steps of an optimiser); an algorithm that
         states its own descent gets that one.
     parameters: (R or 1, P), the flat weights of every replicate; None takes the model's own. Replicates are stacked,
@@ -67,6 +70,7 @@ class EnumerableLM(Rows):
     fit_by: LBFGS | Descent = LBFGS()
     parameters: Tensor | None = None
     chunk: int = 16
+    end: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", tuple(tuple(int(t) for t in prompt) for prompt in self.prompts))
@@ -81,10 +85,12 @@ class EnumerableLM(Rows):
             object.__setattr__(self, "model", model)
             flat = torch.cat([p.detach().reshape(-1) for _, p in self._shapes])
             object.__setattr__(self, "parameters", flat[None].clone())
+        if self.end is not None and not 0 <= self.end < self.vocabulary:
+            raise ValueError(f"end: must be a token below {self.vocabulary}, got {self.end}")
         if self.n_responses > MOST_RESPONSES:
             raise ValueError(
-                f"length: {self.vocabulary}^{self.length} = {self.n_responses:,} responses; at most {MOST_RESPONSES:,} "
-                "can be listed"
+                f"length: {self.vocabulary} tokens and length {self.length} give {self.n_responses:,} responses; at "
+                f"most {MOST_RESPONSES:,} can be listed"
             )
 
     @property
@@ -94,7 +100,9 @@ class EnumerableLM(Rows):
 
     @property
     def n_responses(self) -> int:
-        return self.vocabulary**self.length
+        if self.end is None:
+            return self.vocabulary**self.length
+        return sum((self.vocabulary - 1) ** t for t in range(self.length)) + (self.vocabulary - 1) ** self.length
 
     @cached_property
     def _shapes(self) -> list[tuple[str, nn.Parameter]]:
@@ -103,9 +111,8 @@ class EnumerableLM(Rows):
     @cached_property
     def _inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         """Every prompt with every prefix, (X S, L), S = V^(T-1); where its last prompt token is (X S,); prefixes
-        (S, T - 1)."""
-        digits = [torch.arange(self.vocabulary)] * (self.length - 1)
-        prefixes = torch.cartesian_prod(*digits).reshape(-1, self.length - 1) if digits else torch.zeros(1, 0).long()
+        (S, T - 1), those that have ended filled with the end token."""
+        prefixes = self._strings(self.length - 1)
         longest = max(map(len, self.prompts)) + self.length - 1
         rows = torch.zeros(len(self.prompts), len(prefixes), longest, dtype=torch.int64)
         for x, prompt in enumerate(self.prompts):
@@ -115,14 +122,30 @@ class EnumerableLM(Rows):
         device = self._weights.device
         return rows.flatten(0, 1).to(device), last.to(device), prefixes.to(device)
 
+    def _strings(self, length: int) -> Tensor:
+        """All strings of so many tokens, in order; what follows an end token is filled with it, and counts once."""
+        digits = [torch.arange(self.vocabulary)] * length
+        strings = torch.cartesian_prod(*digits).reshape(-1, length) if digits else torch.zeros(1, 0).long()
+        return strings if self.end is None else strings[~((strings != self.end) & self._ended(strings)).any(-1)]
+
+    def _ended(self, strings: Tensor) -> Tensor:
+        """Whether the response is over before each of its tokens."""
+        over = (strings == self.end) if self.end is not None else torch.zeros_like(strings, dtype=torch.bool)
+        return (over.cumsum(-1) - over.long()) > 0
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Tokens of every response, its end among them, (A,)."""
+        return (~self._ended(self._strings(self.length))).sum(-1).to(self._weights.device)
+
     @property
     def _weights(self) -> Tensor:
         assert self.parameters is not None
         return self.parameters
 
     def token_log_probs(self) -> Tensor:
-        """log p(token | prompt, prefix) of every position: (R or 1, X, S, T, V), S = V^(T-1) prefixes; position t reads
-        the first t tokens of the prefix."""
+        """log p(token | prompt, prefix) of every position: (R or 1, X, S, T, V), S = V^(T-1) prefixes, fewer with
+        `end`; position t reads the first t tokens of the prefix. What comes after an end is no response's."""
         ids, last, prefixes = self._inputs
         positions = last[:, None] + torch.arange(self.length, device=last.device)
 
@@ -142,12 +165,18 @@ class EnumerableLM(Rows):
 
     @cached_property
     def table(self) -> Tensor:
-        """log pi(response | prompt), (R or 1, X, V^T); with the graph, where `parameters` have one."""
+        """log pi(response | prompt), (R or 1, X, A); with the graph, where `parameters` have one."""
         tokens = self.token_log_probs()
         prefixes = self._inputs[2]
         index = prefixes[None, None, ..., None].expand(*tokens.shape[:2], -1, -1, -1)
-        before = tokens[..., :-1, :].gather(-1, index).squeeze(-1).sum(-1)
-        return (before[..., None] + tokens[..., -1, :]).flatten(2)
+        said = tokens[..., :-1, :].gather(-1, index).squeeze(-1)
+        if self.end is None:
+            return (said.sum(-1)[..., None] + tokens[..., -1, :]).flatten(2)
+        before = torch.where(self._ended(prefixes), 0.0, said).sum(-1)
+        over = (prefixes == self.end).any(-1, keepdim=True)
+        whole = before[..., None] + torch.where(over, 0.0, tokens[..., -1, :])
+        kept = ~over | (torch.arange(self.vocabulary, device=over.device) == self.end)
+        return whole[..., kept]
 
     def rows(self, contexts: Contexts) -> Tensor:
         rows = contexts.rows(self.table)
@@ -175,24 +204,32 @@ class EnumerableLM(Rows):
 
     def world(self, **options: Any) -> TableWorld:
         """The finite world whose contexts are the prompts, whose actions are all responses, and whose reference is this
-        policy. options: rewards (X, V^T), features, weights, ... of `TableWorld`."""
+        policy. options: rewards (X, A), features, weights, ... of `TableWorld`."""
         if len(self._weights) != 1:
             raise ValueError("world: takes the reference, a policy with one set of weights; this one has replicates")
         return TableWorld(self.table[0].detach().cpu().numpy(), **options)
 
+    @cached_property
+    def _listed(self) -> list[tuple[int, ...]]:
+        rows = zip(self._strings(self.length).tolist(), self.lengths.tolist(), strict=True)
+        return [tuple(row[:n]) for row, n in rows]
+
     def responses(self) -> list[tuple[int, ...]]:
         """All responses, by number."""
-        return [self.tokens(a) for a in range(self.n_responses)]
+        return list(self._listed)
 
     def tokens(self, response: int) -> tuple[int, ...]:
         """The tokens of a response's number."""
-        return tuple(response // self.vocabulary**t % self.vocabulary for t in reversed(range(self.length)))
+        return self._listed[response]
 
     def number(self, tokens: Sequence[int]) -> int:
         """The number of a response's tokens."""
-        if len(tokens) != self.length or not all(0 <= t < self.vocabulary for t in tokens):
-            raise ValueError(f"tokens: must be {self.length} ids below {self.vocabulary}, got {list(tokens)}")
-        return sum(int(t) * self.vocabulary**i for i, t in enumerate(reversed(tokens)))
+        key = tuple(int(t) for t in tokens)
+        place = bisect_left(self._listed, key)
+        if place == len(self._listed) or self._listed[place] != key:
+            kind = f"{self.length} ids" if self.end is None else f"up to {self.length} ids, the last one {self.end},"
+            raise ValueError(f"tokens: must be {kind} below {self.vocabulary}, got {list(tokens)}")
+        return place
 
     def _at(self, parameters: Tensor) -> EnumerableLM:
         moved = dataclasses.replace(self, parameters=parameters)

@@ -82,6 +82,32 @@ def test_the_list_is_the_law_of_the_model():
     assert lm.tokens(5) == (0, 1, 2)
 
 
+@pytest.mark.parametrize("end", [0, 1, 2])
+def test_with_an_end_token_responses_are_of_any_length_and_still_the_law(end):
+    lm = small(length=4, end=end)
+    said = lm.responses()
+    assert len(said) == lm.n_responses == 1 + 2 + 4 + 8 + 16
+    assert {r.index(end) for r in said if end in r} == {0, 1, 2, 3}
+    assert all(end not in r[:-1] and (r[-1] == end or len(r) == 4) for r in said)
+    assert lm.lengths.tolist() == [len(r) for r in said]
+    rows = [(p, r) for p in lm.prompts for r in said]
+    scored = sequence_log_probs(lm.model, [p for p, _ in rows], [r for _, r in rows])
+    torch.testing.assert_close(lm.table.flatten(), scored, rtol=0, atol=1e-10)
+    torch.testing.assert_close(lm.table.exp().sum(-1), torch.ones(1, 3).double(), rtol=0, atol=1e-12)
+    assert [lm.number(r) for r in said] == list(range(31))
+    assert said == sorted(said)  # so that one uniform decodes token by token
+    with pytest.raises(ValueError, match=f"up to 4 ids, the last one {end}, below 3"):
+        lm.number((end, 0))
+
+
+def test_an_end_token_that_is_never_said_changes_nothing():
+    logits = np.array([[-1e3, 0.3, -0.2], [-1e3, 0.1, 0.4], [-1e3, -0.5, 0.2]])
+    lm = EnumerableLM(Embedded(logits), [[1], [2]], 3, end=0)
+    plain = EnumerableLM(Embedded(logits[1:, 1:]), [[0], [1]], 3)
+    whole = [all(t > 0 for t in r) for r in lm.responses()]
+    torch.testing.assert_close(lm.table[..., torch.tensor(whole)], plain.table, rtol=0, atol=1e-12)
+
+
 def test_replicates_are_stacked_and_do_not_mix():
     lm = small()
     start = lm.parameters
@@ -271,7 +297,8 @@ def test_lbfgs_reaches_the_stated_residual_and_says_so():
     ("change", "message"),
     [
         ({"length": 0}, "length: must be at least 1"),
-        ({"length": 10}, r"3\^10 = 59,049 responses; at most 20,000"),
+        ({"length": 10}, r"length: 3 tokens and length 10 give 59,049 responses; at most 20,000"),
+        ({"end": 3}, "end: must be a token below 3, got 3"),
         ({"prompts": [[0], []]}, "prompts: .* none may be empty"),
     ],
 )
