@@ -21,8 +21,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from simbandit.guarantees.bounds import Bound, Parameters
 from simbandit.guarantees.rows import Where, pivot, select
-from simbandit.guarantees.statistics import Interval, mean_interval
+from simbandit.guarantees.statistics import Interval, mean_interval, slope_interval
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one column and the full width of a page
 PALETTE = (
@@ -65,6 +66,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "simbandit",
     "svg.fonttype": "path",
 }
+GREY, FADED = "#333333", "#c4c4c4"  # a bound where its assumptions hold, and where they fail
 LOWER, HIGHER = "(lower is better)", "(higher is better)"
 LABELS = {
     "queries": "queries (comparisons asked)",
@@ -85,6 +87,12 @@ LABELS = {
     "estimation_error": rf"estimation error in the data norm\n{LOWER}",
     "oracle_evaluations": "oracle evaluations",
     "fit_residual": "gradient norm of the fit",
+    "dim": "dimension d",
+    "n_actions": "actions K",
+    "gap": "gap [reward]",
+    "kl_coef": "kl_coef [reward / nat]",
+    "horizon": "horizon T [rounds]",
+    "scale": r"reward scale $\|\theta^*\|$ [reward]",
 }
 
 P = ParamSpec("P")
@@ -274,6 +282,85 @@ def regret_panel(
             )
     legend_above(figure, axes[0, 0])
     return figure
+
+
+@_styled
+def parameter_sweep(
+    ax: Axes,
+    frame: pd.DataFrame,
+    metric: str,
+    hue: str,
+    x: str,
+    *,
+    bounds: Sequence[Bound] = (),
+    parameters: Callable[[float], Parameters] | None = None,
+    window: tuple[float, float] = (0.0, np.inf),
+    where: Where | None = None,
+    order: Sequence[Any] | None = None,
+    names: Mapping[Any, str] | None = None,
+    looks: Mapping[Any, Line] | None = None,
+    legend: bool = True,
+) -> dict[Any, Interval]:
+    """Regret as a function of a problem parameter, log-log: each cell at its last recorded round, over the label `x`.
+
+    The legend tells each line's exponent, the slope over `window` by the replicate bootstrap, which is also returned.
+    bounds: drawn at the swept values from `parameters(value)`, see `overlay`.
+    """
+    rows = select(frame, {**(where or {}), "metric": metric})
+    order = list(rows[hue].unique()) if order is None else order
+    slopes, texts = {}, {}
+    for name in order:
+        table = pivot(select(rows, {hue: name}), x)
+        at = table.columns.to_numpy(dtype=float)
+        inside = (at >= window[0]) & (at <= window[1])
+        slopes[name] = slope_interval(at[inside], table.to_numpy()[:, inside])
+        texts[name] = f"{(names or {}).get(name, name)}  {slopes[name].estimate:+.2f}"
+    curves(ax, rows, metric, hue, x=x, loglog=True, order=order, names=texts, looks=looks, legend=False)
+    for bound in bounds:
+        assert parameters is not None, "bounds need `parameters`"
+        overlay(ax, bound, parameters, np.unique(rows[x].to_numpy(dtype=float)))
+    if legend:
+        ax.legend()
+    return slopes
+
+
+@_styled
+def overlay(
+    ax: Axes, bound: Bound, parameters: Callable[[float], Parameters], at: Sequence[float] | np.ndarray
+) -> tuple[str, ...]:
+    """A theorem's bound over a problem parameter: solid (upper) or dotted (lower), grey where its assumptions fail.
+
+    at: the parameter's values, from which `parameters` makes the problem's numbers. A piece of the line between two
+    values is drawn as valid only where both are. Returns the reasons why it is grey somewhere, and writes the first
+    one beside the line.
+    """
+    given = [parameters(float(value)) for value in at]
+    x, y = np.asarray(at, dtype=float), np.array([bound(p) for p in given])
+    broken = [bound.broken(p) for p in given]
+    valid = np.array([not reasons for reasons in broken])
+    dash = "-" if bound.side == "upper" else ":"
+    if valid.size > 1:
+        both = valid[1:] & valid[:-1]
+        for color, pieces in ((FADED, ~both), (GREY, both)):
+            start = [np.nan if not drawn else value for value, drawn in zip(y[:-1], pieces, strict=True)]
+            segments = np.column_stack([x[:-1], x[1:], np.full(len(both), np.nan)]).ravel()
+            heights = np.column_stack([start, np.where(pieces, y[1:], np.nan), np.full(len(both), np.nan)]).ravel()
+            ax.plot(segments, heights, color=color, linestyle=dash, linewidth=1.0)
+    ax.plot(x[~valid], y[~valid], ".", color=FADED, markersize=4)
+    ax.plot(x[valid], y[valid], ".", color=GREY, markersize=4)
+    reasons = tuple(dict.fromkeys(reason for each in broken for reason in each))
+    note = bound.name if not reasons else f"{bound.name} ({reasons[0]})"
+    above = bound.side == "upper"
+    ax.annotate(
+        note,
+        (x[0], y[0]),
+        xytext=(0, 3 if above else -3),
+        textcoords="offset points",
+        va="bottom" if above else "top",
+        fontsize=5.5,
+        color=GREY if valid.any() else "#888888",
+    )
+    return reasons
 
 
 @_styled

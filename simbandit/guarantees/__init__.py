@@ -1,5 +1,6 @@
 """A paper's claims as objects, and the statistics that judge them."""
 
+from simbandit.guarantees.bounds import Bound, Parameters, Respects
 from simbandit.guarantees.claims import (
     Claim,
     Exponent,
@@ -16,6 +17,7 @@ from simbandit.guarantees.rows import MissingData
 from simbandit.guarantees.sample_complexity import Complexity, QueriesTo, complexity, queries_to
 
 __all__ = [
+    "Bound",
     "Claim",
     "Complexity",
     "Exponent",
@@ -26,7 +28,9 @@ __all__ = [
     "Monotone",
     "Number",
     "Ordering",
+    "Parameters",
     "QueriesTo",
+    "Respects",
     "Verdict",
     "burn_in_sensitivity",
     "complexity",
