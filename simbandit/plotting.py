@@ -314,11 +314,14 @@ def parameter_sweep(
         at = table.columns.to_numpy(dtype=float)
         inside = (at >= window[0]) & (at <= window[1])
         slopes[name] = slope_interval(at[inside], table.to_numpy()[:, inside])
-        texts[name] = f"{(names or {}).get(name, name)}  {slopes[name].estimate:+.2f}"
+        texts[name] = f"{(names or {}).get(name, name)} {slopes[name].estimate:+.2f}".strip()
     curves(ax, rows, metric, hue, x=x, loglog=True, order=order, names=texts, looks=looks, legend=False)
+    swept = np.unique(rows[x].to_numpy(dtype=float))
+    ax.set_xticks(swept, [f"{value:g}" for value in swept])
+    ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     for bound in bounds:
         assert parameters is not None, "bounds need `parameters`"
-        overlay(ax, bound, parameters, np.unique(rows[x].to_numpy(dtype=float)))
+        overlay(ax, bound, parameters, swept)
     if legend:
         ax.legend()
     return slopes
@@ -349,17 +352,16 @@ def overlay(
     ax.plot(x[~valid], y[~valid], ".", color=FADED, markersize=4)
     ax.plot(x[valid], y[valid], ".", color=GREY, markersize=4)
     reasons = tuple(dict.fromkeys(reason for each in broken for reason in each))
-    note = bound.name if not reasons else f"{bound.name} ({reasons[0]})"
     above = bound.side == "upper"
     ax.annotate(
-        note,
+        "\n".join([bound.name, *reasons[:1]]),
         (x[0], y[0]),
-        xytext=(0, 3 if above else -3),
+        xytext=(0, 4 if above else -4),
         textcoords="offset points",
         va="bottom" if above else "top",
         fontsize=5.5,
         color=GREY if valid.any() else "#888888",
-    )
+    ).set_in_layout(False)
     return reasons
 
 

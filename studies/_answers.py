@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +15,8 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from simbandit.guarantees import Number
+from simbandit.guarantees.claims import Verdict
 from simbandit.metrics import kl
 from simbandit.policies import gibbs
 from simbandit.worlds import TableWorld, from_frame
@@ -87,6 +91,26 @@ def stand_in(instructions: int = 40, models: int = 12, dim: int = 6) -> pd.DataF
     for j in range(dim):
         rows[f"x{j:02d}"] = phi[..., j].reshape(-1).round(4)
     return rows.drop(index=[17, 130, 391]).reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class OnAlpacaEval:
+    """A fact about one data set: judged on it, undecided on any other."""
+
+    claim: Number
+
+    @property
+    def name(self) -> str:
+        return self.claim.name
+
+    @property
+    def source(self) -> str:
+        return self.claim.source
+
+    def judge(self, frame: pd.DataFrame) -> Verdict:
+        if "AlpacaEval 2" not in set(frame["data"]):
+            return Verdict(self.name, self.source, "AlpacaEval 2 only", math.nan, math.nan, math.nan, "undecided")
+        return self.claim.judge(frame)
 
 
 # -------------------------------------------------------------------------------------------- what can be had at all

@@ -22,21 +22,24 @@ is right.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from simbandit import Problem, algorithms, plotting
-from simbandit.guarantees import Exponent, Number, Ordering
+from simbandit.guarantees import Exponent, GrowsLike, Number, Ordering, Parameters, bounds, burn_in_sensitivity
+from simbandit.guarantees.rates import BURN_INS
+from simbandit.guarantees.rows import pivot, select
 from simbandit.oracles import NoisyReward
 from simbandit.study import Settings, Simulation, Study
 from simbandit.worlds import LinearWorld
 
 D, NOISE, T, DELTA = 16, 0.5, 4000, 0.05
-SIZE = {"n_actions": 10, "dim": D, "theta_norm": 1.0}
+SIZE: dict[str, Any] = {"n_actions": 10, "dim": D, "theta_norm": 1.0}
 WORLDS = {"fresh": LinearWorld(n_evaluation=64, **SIZE), "fixed": LinearWorld(n_contexts=1, **SIZE)}
 UCB, TS, EPSILON, COMMIT = "LinUCB, tuned", "LinTS, tuned", "epsilon-greedy, tuned", "explore-then-commit, tuned"
 CANDIDATES: dict[str, list[Any]] = {
@@ -94,10 +97,8 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Simulation]:
     ]
 
 
-def oful_bound(T: int, d: int, noise: float, ridge: float = 1.0, S: float = 1.0, L: float = 1.0) -> float:
-    """OFUL, Theorem 3 (for noise-sub-Gaussian rewards)."""
-    radius = noise * math.sqrt(2 * math.log(1 / DELTA) + d * math.log(1 + T * L / (ridge * d)))
-    return 4 * math.sqrt(T * d * math.log(ridge + T * L / d)) * (math.sqrt(ridge) * S + radius)
+def parameters(rounds: float) -> Parameters:
+    return Parameters(rounds, D, SIZE["n_actions"], noise_std=NOISE, delta=DELTA)
 
 
 def _where(world: str, rule: str) -> dict[str, Any]:
@@ -116,7 +117,7 @@ CLAIMS = (
             OFUL,
             METRIC,
             _where(world, DET),
-            oful_bound(T, D, NOISE),
+            bounds.OFUL(parameters(T)),
             0.0,
             "at most",
         )
@@ -135,6 +136,18 @@ CLAIMS = (
         )
         for world in WORLDS
         for rule, source in ((UCB, OFUL), (TS, TSPAPER), (DET, OFUL))
+    ),
+    *(
+        GrowsLike(
+            f"{world}: regret grows like log T rather than sqrt(T), {rule}",
+            "own expectation: gaps are fixed, or contexts diverse",
+            METRIC,
+            _where(world, rule),
+            "log",
+            window=(400, T),
+        )
+        for world in WORLDS
+        for rule in (UCB, TS, DET)
     ),
     *(
         _less(
@@ -176,16 +189,41 @@ CLAIMS = (
 
 
 def plot(frame: pd.DataFrame) -> Figure:
-    figure, axes = plotting.panels(columns=2, height=3.0)
+    figure, axes = plotting.panels(columns=3, height=3.0)
     order = [*CANDIDATES, GREEDY, DET, BOUND, TS_THEORY]
-    for ax, world in zip(axes[0], WORLDS, strict=True):
+    for ax, world in zip(axes[0], WORLDS, strict=False):
         plotting.curves(ax, frame, METRIC, "rule", where={"world": world}, order=order, loglog=True, legend=False)
         ax.set_title({"fresh": "fresh actions every round", "fixed": "always the same ten actions"}[world])
+        plotting.overlay(ax, bounds.OFUL, parameters, np.geomspace(10, T, 20))
         ax.set_xlim(left=10)
         ax.set_ylim(bottom=1)
-        ax.set_xlabel("rounds")
-    plotting.legend_above(figure, axes[0, 0], columns=3)
+        ax.set(xlabel="rounds", ylabel="cumulative regret [reward]")
+    exponents(axes[0, 2], frame, plotting.lines(order))
+    plotting.legend_above(figure, axes[0, 0], columns=4)
     return figure
+
+
+def exponents(ax: Axes, frame: pd.DataFrame, looks: Mapping[str, plotting.Line]) -> None:
+    """The exponent of R(T) over the burn-in that is left out, with its 95 % interval; filled: fresh, open: fixed."""
+    for i, (rule, world) in enumerate((rule, world) for world in WORLDS for rule in (UCB, TS, DET)):
+        table = pivot(select(frame, {**_where(world, rule), "metric": METRIC}), "queries")
+        found = burn_in_sensitivity(table.columns.to_numpy(dtype=float), table.to_numpy())
+        y = found["exponent"].to_numpy()
+        reach = np.abs(found[["low", "high"]].to_numpy() - y[:, None]).T
+        ax.errorbar(
+            np.arange(len(y)) + 0.1 * (i - 2.5),
+            y,
+            reach,
+            fmt=looks[rule].marker,
+            color=looks[rule].color,
+            markerfacecolor="white" if world == "fixed" else None,
+            capsize=2,
+            linewidth=0.8,
+        )
+    ax.axhline(0.5, color=plotting.GREY, linewidth=0.7, linestyle=(0, (2, 2)))
+    ax.set_xticks(range(len(BURN_INS)), [f"{share:.0%}" for share in BURN_INS])
+    ax.set(xlabel="rounds left out (share of T)", ylabel="exponent of R(T)", ylim=(0, 1.05))
+    ax.set_title("exponents; open: same ten actions")
 
 
 study = Study(

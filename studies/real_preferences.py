@@ -34,9 +34,7 @@ against .769): at kl_coef 1 the estimate is too flat to leave the uniform refere
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -48,12 +46,11 @@ from torch import Tensor
 
 from simbandit import Problem, algorithms, plotting
 from simbandit.guarantees import Number, Ordering
-from simbandit.guarantees.claims import Verdict
 from simbandit.guarantees.rows import select
 from simbandit.metrics import Snapshot
 from simbandit.oracles import BradleyTerry
 from simbandit.study import Settings, Simulation, Study, Task
-from studies._answers import CLIP, FILE, HACK, KL_COEF, Data, landmarks, load
+from studies._answers import CLIP, FILE, HACK, KL_COEF, Data, OnAlpacaEval, landmarks, load
 
 ENHANCERS = {
     "GSHF": "kl_ball",
@@ -148,26 +145,6 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Simulation | Tas
             for name in LEARNERS
         ),
     ]
-
-
-@dataclass(frozen=True)
-class OnAlpacaEval:
-    """A fact about one data set: judged on it, undecided on any other."""
-
-    claim: Number
-
-    @property
-    def name(self) -> str:
-        return self.claim.name
-
-    @property
-    def source(self) -> str:
-        return self.claim.source
-
-    def judge(self, frame: pd.DataFrame) -> Verdict:
-        if "AlpacaEval 2" not in set(frame["data"]):
-            return Verdict(self.name, self.source, "AlpacaEval 2 only", math.nan, math.nan, math.nan, "undecided")
-        return self.claim.judge(frame)
 
 
 def _fact(name: str, metric: str, value: float, tolerance: float) -> OnAlpacaEval:

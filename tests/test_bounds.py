@@ -149,7 +149,7 @@ def test_a_sweep_is_drawn_with_its_exponent_and_its_bounds_grey_where_they_fail(
     assert float(slopes["a"].estimate) == pytest.approx(1.5)
     expected = slope_interval([2, 4, 8], noise * np.array([2.0, 4.0, 8.0]) ** 1.5)
     assert slopes["a"] == expected
-    assert ax.get_legend().get_texts()[0].get_text() == "a  +1.50"
+    assert ax.get_legend().get_texts()[0].get_text() == "a +1.50"
     assert (ax.get_xscale(), ax.get_yscale(), ax.get_xlabel()) == ("log", "log", "dimension d")
     lines = {to_hex(line.get_color()): line for line in ax.lines[1:3]}
     grey, faded = (np.asarray(lines[color].get_ydata(), dtype=float) for color in (GREY, FADED))

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simbandit.guarantees import MissingData, burn_in_sensitivity, complexity, growth, queries_to
+from simbandit.guarantees import GrowsLike, MissingData, burn_in_sensitivity, complexity, growth, queries_to
 
 COUNTS = np.array([0, 10, 20, 40, 80, 160])
 
@@ -107,3 +107,16 @@ def test_log_against_sqrt():
     assert 0.05 < between.share_log < 0.95
     with pytest.raises(ValueError, match="x, values: "):
         growth(t[:3], walk[:, :3])
+
+
+def test_a_claim_of_growth_is_judged_in_its_window():
+    rng, t = np.random.default_rng(0), np.array([1, 2, 4, 8, 16, 32, 64, 128, 256])
+    bent = (1 + 0.2 * rng.normal(size=(30, 1))) * np.where(t < 16, 50 * np.sqrt(t), 150 + 50 * np.log(t / 9))
+    rows = frame(bent, t)
+    late = GrowsLike("late", "s", "suboptimality", {}, "log", window=(16, np.inf)).judge(rows)
+    assert (late.verdict, late.measured) == ("holds", 1.0)
+    early = GrowsLike("early", "s", "suboptimality", {}, "log", window=(0, 15)).judge(rows)
+    assert (early.verdict, early.measured) == ("fails", 0.0)
+    assert GrowsLike("early", "s", "suboptimality", {}, "sqrt", window=(0, 15)).judge(rows).verdict == "holds"
+    with pytest.raises(MissingData, match="fewer than four values of queries"):
+        GrowsLike("few", "s", "suboptimality", {}, "log", window=(100, 300)).judge(rows)

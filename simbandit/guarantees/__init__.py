@@ -12,7 +12,7 @@ from simbandit.guarantees.claims import (
     Verdict,
     judge,
 )
-from simbandit.guarantees.rates import Growth, burn_in_sensitivity, growth
+from simbandit.guarantees.rates import GrowsLike, Growth, burn_in_sensitivity, growth
 from simbandit.guarantees.rows import MissingData
 from simbandit.guarantees.sample_complexity import Complexity, QueriesTo, complexity, queries_to
 
@@ -22,6 +22,7 @@ __all__ = [
     "Complexity",
     "Exponent",
     "Frequency",
+    "GrowsLike",
     "Growth",
     "Identity",
     "MissingData",

@@ -4,12 +4,15 @@ T."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from simbandit.guarantees.claims import Verdict
+from simbandit.guarantees.rows import MissingData, Where, pivot, select
 from simbandit.guarantees.statistics import LEVEL, RESAMPLES, resampling_weights, slope_interval
 
 BURN_INS = (0.0, 0.05, 0.1, 0.25, 0.5)
@@ -63,3 +66,28 @@ def growth(x: ArrayLike, values: ArrayLike, *, level: float = LEVEL, resamples: 
     log, root = (float(np.sqrt(squares(mean[None], f)[0]) / span) for f in (np.log(at), np.sqrt(at)))
     decided = len(y) > 1 and max(share, 1 - share) >= level
     return Growth(("log" if share > 0.5 else "sqrt") if decided else "undecided", share, log, root)
+
+
+@dataclass(frozen=True)
+class GrowsLike:
+    """The mean of `metric` grows like a + b log x, or like a + b sqrt(x), whichever `model` says, by `growth` over x
+    in `window` (inclusive; a label, "queries" or "round"). Measured: the share of bootstrap resamples that agree."""
+
+    name: str
+    source: str
+    metric: str
+    where: Where
+    model: Literal["log", "sqrt"]
+    x: str = "queries"
+    window: tuple[float, float] = (0.0, np.inf)
+
+    def judge(self, frame: pd.DataFrame) -> Verdict:
+        table = pivot(select(frame, {**self.where, "metric": self.metric}), self.x)
+        at = table.columns.to_numpy(dtype=float)
+        inside = (at > 0) & (at >= self.window[0]) & (at <= self.window[1])
+        if inside.sum() < 4:
+            raise MissingData(f"claim {self.name!r}: fewer than four values of {self.x} in the window {self.window}")
+        found = growth(at[inside], table.to_numpy()[:, inside])
+        share = found.share_log if self.model == "log" else 1 - found.share_log
+        verdict = "undecided" if found.model == "undecided" else "holds" if found.model == self.model else "fails"
+        return Verdict(self.name, self.source, f"{self.model} fits better", share, share, share, verdict)
