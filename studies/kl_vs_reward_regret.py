@@ -136,7 +136,7 @@ def plot(frame: pd.DataFrame) -> Figure:
             ax.set_ylim(0.5 * np.quantile(values, 0.05), 2 * values.max())
             ax.set_title(f"kl_coef = {kl_coef:g}" if row == 0 else "")
             ax.set_xlabel("rounds" if row else "")
-            ax.set_ylabel(("KL regret, sum of J gaps", "reward regret of play")[row] if column == 0 else "")
+            ax.set_ylabel(("KL regret [reward]", "regret of play [reward]")[row] if column == 0 else "")
     plotting.legend_above(figure, axes[0, 0])
     return figure
 

@@ -10,11 +10,12 @@ A lower bound binds on its own family of worlds, drawn as its proof draws them, 
 theta uniform on {-c, c}^d, c = noise / sqrt(T), noise 1 (d, T); "random arm", one-hot features, one good arm, noise 1
 (K at the worst gap (1 - 1/K) sqrt(K / T), and the gap at K = 4); "signed contexts", d = 4 contexts, two actions +-e_x,
 theta ~ N(0, 1/4), noise 1, the KL objective (kl_coef, and T at kl_coef = .5). Elsewhere the overlay is grey, and so is
-OFUL's where rewards may exceed 1.
+OFUL's where rewards may exceed 1. The last panel asks duels of the signed contexts, 8 a round.
 
 Rules, the same everywhere, not tuned to a sweep: LinUCB, LinTS and SquareCB with their defaults, OFUL with its
 determinant's radius; under KL greedy sampling with the ridge noise^2 / prior variance (there the Bayes rule), KL-UCB
-with radius 1, and with the theorem's radius. Each horizon is a run of its own. Exponents are slopes over the swept
+with radius 1, and with the theorem's radius; with duels GSHF (its enhancer), greedy (pi_t, pi_ref) and uniform duels,
+their defaults. Each horizon is a run of its own. Exponents are slopes over the swept
 values (some over a part, as their claims say), by the bootstrap over 64 replicates.
 """
 
@@ -28,11 +29,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from simbandit import Problem, algorithms, plotting
 from simbandit.guarantees import Bound, Exponent, GrowsLike, Number, Parameters, Respects, bounds
 from simbandit.guarantees.claims import Claim
-from simbandit.oracles import NoisyReward
+from simbandit.oracles import BradleyTerry, NoisyReward
 from simbandit.study import Settings, Simulation, Study
 from simbandit.worlds import LinearWorld
 
@@ -40,7 +42,9 @@ T, SHORT = 2000, 1000
 REWARD, KL = "cumulative_reward_regret", "cumulative_suboptimality"
 UCB, OFUL, TS, SQUARE = "LinUCB", "OFUL", "LinTS", "SquareCB"
 GREEDY, KLUCB, KLUCB_THEORY = "greedy (KL)", "KL-UCB", "KL-UCB, theory"
-RULES = {REWARD: (UCB, OFUL, TS, SQUARE), KL: (GREEDY, KLUCB, KLUCB_THEORY)}
+GSHF, GREEDY_DUELS, UNIFORM = "GSHF (duels)", "greedy (duels)", "uniform (duels)"
+REWARDED, REGULARISED, DUELLING = (UCB, OFUL, TS, SQUARE), (GREEDY, KLUCB, KLUCB_THEORY), (GSHF, GREEDY_DUELS, UNIFORM)
+BATCH = 8  # duels a round
 PRIOR, KL_DIM, KL_COEF = 0.5, 4, 0.5  # of the signed contexts
 
 
@@ -77,7 +81,11 @@ class Sweep:
     parameters: Callable[[float], Parameters]
     world: Callable[[Parameters], LinearWorld]
     bounds: tuple[Bound, ...]
-    metric: str = REWARD
+    rules: tuple[str, ...] = REWARDED
+
+    @property
+    def metric(self) -> str:
+        return REWARD if self.rules == REWARDED else KL
 
 
 def of_dim(d: float) -> Parameters:
@@ -145,7 +153,7 @@ SWEEPS: dict[str, Sweep] = {
         of_kl,
         signed_contexts,
         (bounds.KL_UCB, bounds.KL_CONTEXTS),
-        KL,
+        REGULARISED,
     ),
     "T, KL": Sweep(
         "signed contexts, KL",
@@ -154,7 +162,16 @@ SWEEPS: dict[str, Sweep] = {
         of_kl_horizon,
         signed_contexts,
         (bounds.KL_UCB, bounds.KL_CONTEXTS),
-        KL,
+        REGULARISED,
+    ),
+    "kl_coef, duels": Sweep(
+        "signed contexts, duels",
+        "kl_coef",
+        (0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+        of_kl,
+        signed_contexts,
+        (bounds.KL_DUELS,),
+        DUELLING,
     ),
 }
 
@@ -168,6 +185,9 @@ def rule(name: str, p: Parameters) -> Any:
         GREEDY: lambda: algorithms.create("greedy", ridge=p.noise_std**2 / PRIOR**2, refit_growth=0.0),
         KLUCB: lambda: algorithms.create("kl_ucb", refit_growth=0.0),
         KLUCB_THEORY: lambda: algorithms.create("kl_ucb", radius=p.radius, refit_growth=0.0),
+        GSHF: lambda: algorithms.create("gshf_online"),
+        GREEDY_DUELS: lambda: algorithms.create("greedy"),
+        UNIFORM: lambda: algorithms.create("two_stage", first_stage=1.0),
     }
     return made[name]()
 
@@ -176,22 +196,25 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Simulation]:
     del tuned
     grid = []
     for name, sweep in SWEEPS.items():
+        batch = BATCH if sweep.rules == DUELLING else 1
         for value in sweep.values[1:3] if settings.smoke else sweep.values:
             p = sweep.parameters(value)
-            rounds = min(40, int(p.rounds)) if settings.smoke else int(p.rounds)
-            problem = Problem(sweep.world(p), NoisyReward(p.noise_std), p.kl_coef or 1.0)
+            rounds = (min(40, int(p.rounds)) if settings.smoke else int(p.rounds)) // batch
+            oracle = BradleyTerry() if sweep.rules == DUELLING else NoisyReward(p.noise_std)
+            problem = Problem(sweep.world(p), oracle, p.kl_coef or 1.0)
             grid += [
                 Simulation(
                     {"sweep": name, sweep.x: value, "rule": one},
                     problem,
                     rule(one, p),
                     rounds=rounds,
+                    batch_size=batch,
                     replicates=settings.replicates,
                     seed=settings.seed,
                     metrics=[sweep.metric],
                     record=[rounds],
                 )
-                for one in RULES[sweep.metric]
+                for one in sweep.rules
             ]
     return grid
 
@@ -225,17 +248,18 @@ CLAIMS: tuple[Claim, ...] = (
             ("gap", bounds.RANDOM_ARM),
             ("kl_coef", bounds.KL_CONTEXTS),
             ("T, KL", bounds.KL_CONTEXTS),
+            ("kl_coef, duels", bounds.KL_DUELS),
         )
-        for who in RULES[SWEEPS[sweep].metric]
+        for who in SWEEPS[sweep].rules
     ),
     _exponent("d", OFUL, 1.0, 0.1, "at most", UPPER),
-    *(_exponent("d, cube", who, 1.0, 0.1, "equals", f"{LOWER}; {UPPER}") for who in RULES[REWARD]),
-    *(_exponent("T, cube", who, 0.5, 0.1, "equals", f"{LOWER}; {UPPER}") for who in RULES[REWARD]),
-    *(_exponent("K", who, 0.5, 0.1, "at least", "Auer et al. 2002, Theorem 5.1") for who in RULES[REWARD]),
+    *(_exponent("d, cube", who, 1.0, 0.1, "equals", f"{LOWER}; {UPPER}") for who in REWARDED),
+    *(_exponent("T, cube", who, 0.5, 0.1, "equals", f"{LOWER}; {UPPER}") for who in REWARDED),
+    *(_exponent("K", who, 0.5, 0.1, "at least", "Auer et al. 2002, Theorem 5.1") for who in REWARDED),
     _exponent("gap", OFUL, -1.0, 0.2, "equals", "OFUL (2011), section 5", window=(0.2, 0.8)),
     *(
         _exponent("gap", who, 1.0, 0.1, "equals", "own expectation: too small to be seen", window=(0.01, 0.02))
-        for who in RULES[REWARD]
+        for who in REWARDED
     ),
     _exponent("scale", OFUL, 1.0, 0.1, "at most", UPPER),
     *(
@@ -266,9 +290,8 @@ CLAIMS: tuple[Claim, ...] = (
 
 def plot(frame: pd.DataFrame) -> Figure:
     figure, axes = plotting.panels(columns=3, rows=3, height=2.5)
-    *panels, last = axes.flat
-    looks = plotting.lines([name for names in RULES.values() for name in names])
-    for ax, letter, (name, sweep) in zip(panels, "abcdefgh", SWEEPS.items(), strict=True):
+    looks = plotting.lines((*REWARDED, *REGULARISED)) | plotting.lines(DUELLING)
+    for ax, letter, (name, sweep) in zip(axes.flat, "abcdefghi", SWEEPS.items(), strict=True):
         plotting.parameter_sweep(
             ax,
             frame,
@@ -278,7 +301,7 @@ def plot(frame: pd.DataFrame) -> Figure:
             bounds=sweep.bounds,
             parameters=sweep.parameters,
             where={"sweep": name},
-            order=RULES[sweep.metric],
+            order=sweep.rules,
             names=dict.fromkeys(looks, ""),
             looks=looks,
             legend=False,
@@ -288,13 +311,14 @@ def plot(frame: pd.DataFrame) -> Figure:
         ax.legend(loc="center", bbox_to_anchor=(0.5, 0.6), ncols=2, fontsize=6, title="exponent", title_fontsize=6)
         ax.set_title(f"({letter}) {sweep.title}")
         ax.set_ylabel("regret [reward]" if sweep.metric == REWARD else "KL regret [reward]")
-    for name, look in looks.items():
-        last.plot([], [], color=look.color, linestyle=look.dash, marker=look.marker, label=name)
-    last.plot([], [], color=plotting.GREY, label="upper bound")
-    last.plot([], [], color=plotting.GREY, linestyle=":", label="lower bound")
-    last.plot([], [], color=plotting.FADED, label="bound, assumptions fail")
-    last.axis("off")
-    last.legend(loc="center", fontsize=8)
+    shown = {
+        name: Line2D([], [], color=look.color, linestyle=look.dash, marker=look.marker) for name, look in looks.items()
+    }
+    shown["upper bound"] = Line2D([], [], color=plotting.GREY)
+    shown["lower bound"] = Line2D([], [], color=plotting.GREY, linestyle=":")
+    shown["bound, assumptions fail"] = Line2D([], [], color=plotting.FADED)
+    with plotting.style():
+        figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=5)
     return figure
 
 

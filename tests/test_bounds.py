@@ -76,6 +76,22 @@ def test_the_kl_lower_bound_lies_below_the_exact_bayes_regret_and_near_it(kl_coe
         bounds.KL_CONTEXTS(replace(p, kl_coef=None))
 
 
+@pytest.mark.parametrize(("kl_coef", "tightness"), [(5.0, 1.15), (0.5, 3.0)])
+def test_the_duelling_lower_bound_against_the_exact_posterior(kl_coef, tightness):
+    """One context, every duel between its two actions: the posterior on a grid, the best policy, its gap."""
+    p = Parameters(40, 1, 2, kl_coef=kl_coef, coordinate=0.4, family="signed_contexts")
+    theta, weights = hermegauss(120)
+    theta, weights = 0.4 * theta, weights / weights.sum()
+    u, exact = 2 * theta / kl_coef, 0.0
+    for n in range(40):
+        k = np.arange(n + 1)[:, None]
+        joint = weights * binom.pmf(k, n, 1 / (1 + np.exp(-2 * theta)))  # (wins, theta)
+        mass = joint.sum(1)
+        mean, curved = joint @ u / mass, joint @ np.logaddexp(u / 2, -u / 2) / mass
+        exact += kl_coef * float(mass @ (curved - np.logaddexp(mean / 2, -mean / 2)))
+    assert bounds.KL_DUELS(p) <= exact <= tightness * bounds.KL_DUELS(p)
+
+
 def test_optimism_costs_at_most_the_squared_width():
     """The step behind KL_UCB: J(pi*) - J(pi_f) <= E_f D^2 / (2 kl_coef), and <= E_f D, for f = r + D with D >= 0."""
     random, kl_coef = np.random.default_rng(1), 0.3

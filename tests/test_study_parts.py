@@ -120,6 +120,13 @@ def test_dueling_worlds_have_the_papers_arms():
     torch.testing.assert_close(
         every.rewards(every.pool)[:, 0], (every.pool.features[:, 0] @ every.theta[..., None])[..., 0]
     )
+    exact = CubeArms("corners", 5, 4.0).instance(3, Draws(1, 3))
+    assert exact.pool is not None
+    assert exact.theta is not None
+    assert len(torch.unique(exact.pool.features[2, 0], dim=0)) == 32
+    assert float(exact.pool.features.abs().sum()) == 3 * 32 * 5
+    published = torch.tensor([0.333, 0.441, 0.677, 0.468, 0.131]).double()
+    torch.testing.assert_close(exact.theta / 4, published.expand(3, 5), rtol=0, atol=5e-4)
     with pytest.raises(ValueError, match="n_actions: all sign vectors are 8"):
         CubeArms("all", 3, 1.0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -157,6 +157,13 @@ def signed_contexts(p: Parameters) -> float:
     return p.dim * p.noise_std**2 / (2 * p.kl_coef) * growth / flattening
 
 
+def signed_duels(p: Parameters) -> float:
+    gaussian = signed_contexts(replace(p, noise_std=1.0))
+    assert p.coordinate is not None
+    assert p.kl_coef is not None
+    return gaussian / math.sqrt(1 + 2 * p.coordinate**2 / p.kl_coef**2)
+
+
 OFUL = Bound("OFUL, Theorem 3", "Abbasi-Yadkori, Pal, Szepesvari 2011, Theorem 3", "upper", oful, (bounded_means,))
 """4 sqrt(T d log(ridge + T L^2 / d)) (sqrt(ridge) S + noise_std sqrt(2 log(1 / delta) + d log(1 + T L^2 / (ridge d)))),
 with probability 1 - delta, of reward regret under either of OFUL's radii. The paper prints L where its Lemma 10 has
@@ -225,6 +232,22 @@ length 4 v / kl_coef^2 below s = 4 c^2 / kl_coef^2, and 4 h''(u) = sech^2(u / 2)
 the sum over t give the rest. Greed with ridge noise^2 / c^2 is that policy, and attains the bound as c / kl_coef
 vanishes and T / d grows.
 """
+
+
+KL_DUELS = Bound(
+    "any, signed contexts, duels",
+    "derived (van Trees's inequality; the rate of 2411.04625)",
+    "lower",
+    signed_duels,
+    (drawn_from("signed_contexts"),),
+)
+"""The same worlds with Bradley-Terry duels, however the pairs are chosen: (d / (2 kl_coef)) log(1 + c^2 T / d) / (1 + 2
+c^2 / kl_coef^2).
+
+A duel tells at most the Fisher information 4 p (1 - p) <= 1 about theta_x. With p* = sigma(2 theta_x / kl_coef) the
+optimal probability of +e_x, a policy's gap is kl_coef KL(q || p*) >= 2 kl_coef (q - p*)^2 (Pinsker), and by van Trees
+E (q - p*)^2 >= (E dp*/dtheta)^2 / (E n_x + 1 / c^2), where E dp*/dtheta = E sech^2(theta_x / kl_coef) / (2 kl_coef) >=
+1 / (2 kl_coef sqrt(1 + 2 c^2 / kl_coef^2)); then the sum over t."""
 
 
 @dataclass(frozen=True)
