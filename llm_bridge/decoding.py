@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -95,7 +96,7 @@ def _decoded(
     token = torch.tensor([p[-1] for p in prompts], device=device)
     rest = torch.tensor(uniforms, dtype=torch.float64, device=device)
     likely, result = torch.ones_like(rest), [[] for _ in prompts]
-    streams = torch.tensor(np.stack([_stream(float(u), max_new_tokens) for u in uniforms]), device=device)
+    streams = torch.tensor(np.stack([stream(float(u), max_new_tokens) for u in uniforms]), device=device)
     resolution = RESOLUTION if inner.dtype == torch.float64 else 1.0
     for t in range(max_new_tokens):
         states = inner.base_model(
@@ -144,7 +145,7 @@ def _next(probs: Tensor, rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return token, ((point - low) / mass).clamp(0.0, 1.0 - 2.0**-53), mass / upper[:, -1]
 
 
-def _stream(uniform: float, length: int) -> np.ndarray:
-    """Further uniforms of a response, keyed by its first."""
-    seed = np.random.SeedSequence([int(uniform * 2**53)])
-    return np.random.Generator(np.random.SFC64(seed)).random(length)
+def stream(uniform: float, length: int, purpose: str = "") -> np.ndarray:
+    """Further uniforms of a response, keyed by its first and what they are for ("": its tokens)."""
+    key = [int(uniform * 2**53), *([zlib.crc32(purpose.encode())] if purpose else [])]
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key))).random(length)

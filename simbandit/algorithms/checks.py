@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def _check(name: str, value: Any, hint: Any, low: float) -> None:
             _check(name, one, kind, low)
         return
     choices = [choice for p in parts if get_origin(p) is Literal for choice in get_args(p)]
-    kinds = [p for p in parts if isinstance(p, type) and is_dataclass(p)]
+    kinds = [p for p in parts if isinstance(p, type) and (is_dataclass(p) or Protocol in p.__bases__)]
     integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     number = float(value) if integer or isinstance(value, float) else math.nan
     fine = (

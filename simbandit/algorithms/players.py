@@ -9,7 +9,7 @@ context's actions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from simbandit.policies import Argmax, BestOf, Geometric, Mixture, Uniform
 from simbandit.types import Policy
@@ -62,9 +62,6 @@ class Held:
             raise ValueError(f"every: must be at least 1, got {self.every}")
 
 
-Player = Literal["current", "previous", "reference", "uniform", "argmax"] | Tilt | Mixed | Best | Held
-
-
 class Cast(NamedTuple):
     """The policies from which players are made; held: by its `every`."""
 
@@ -72,6 +69,16 @@ class Cast(NamedTuple):
     previous: Policy
     reference: Policy
     held: dict[int, Policy]
+
+
+@runtime_checkable
+class Custom(Protocol):
+    """A player from outside, which makes its policy from the cast; the row then only samples it."""
+
+    def policy(self, cast: Cast) -> Policy: ...
+
+
+Player = Literal["current", "previous", "reference", "uniform", "argmax"] | Tilt | Mixed | Best | Held | Custom
 
 
 def policy_of(player: Player, cast: Cast) -> Policy:
@@ -92,8 +99,12 @@ def policy_of(player: Player, cast: Cast) -> Policy:
             return BestOf(cast.current, cast.reference, n, worst)
         case Held(every=every):
             return cast.held[every]
+    if isinstance(player, Custom):
+        return player.policy(cast)
     raise ValueError(f"players: {player!r} is no player; see simbandit.algorithms.players")
 
 
 def held_of(players: tuple[object, ...], start: Policy) -> dict[int, Policy]:
-    return {p.every: start for p in players if isinstance(p, Held)}
+    """Those of `Held`, inside a player of several players too."""
+    inner = [p for player in players for p in (player, *getattr(player, "players", ()))]
+    return {p.every: start for p in inner if isinstance(p, Held)}
