@@ -300,7 +300,7 @@ class RewardModel:
         deviation = torch.stack(self.members, dim=1) - self.theta[:, None]
         return deviation.mT @ deviation / len(self.members)
 
-    def info(self, radius: float | None = None) -> Info:
+    def info(self, radius: Tensor | float | None = None) -> Info:
         residual = None if self.kind == "reward" else self.residual
         iterations = None if self.kind == "reward" else self.iterations
         return Info(self.theta, self.gram, self.observations, residual, iterations, radius)

@@ -169,6 +169,63 @@ def test_vacdb_eliminates_what_is_clearly_worse():
     assert not any(1 in pair for pair in chosen)
 
 
+def test_vacdb_knows_the_empirical_variance_of_every_layer():
+    """Against the duels themselves, kept one by one: numbers, weighted squared residuals, and each layer's own fit."""
+    algorithm: Any = algorithms.create("vacdb", layers=3, radius="variance", refit_growth=0.0, ball=1e3, ridge=0.2)
+    setting = setting_of(POOL, rounds=70)
+    state, rng = algorithm.init(setting), np.random.default_rng(5)
+    seen: list[list[tuple[Any, ...]]] = [[], []]
+    for t in range(70):
+        contexts = Contexts(index=torch.from_numpy(rng.integers(5, size=(2, 1))), pool=setting.contexts)
+        pair = algorithm.select(state, contexts, Draws(0, 2).at(t))
+        layers, phi = algorithm._walk(state, contexts).layer[:, 0].tolist(), contexts.features_of(pair)
+        labels = torch.from_numpy((rng.random((2, 1)) < 0.7).astype(float))
+        for r, layer in enumerate(layers):
+            if layer < 3:
+                z = (phi[r, 0, 0] - phi[r, 0, 1]).numpy()
+                width = np.sqrt(z @ state.inverses[layer][r].numpy() @ z)
+                seen[r].append((layer, 2.0 ** -(layer + 1) / width, z, float(labels[r, 0])))
+        state, _ = algorithm.update(state, contexts, pair, labels, Draws(0, 2).at(t))
+    assert len({layer for layer, *_ in seen[0]}) > 1
+    for r in range(2):
+        for i in range(3):
+            own = [duel[1:] for duel in seen[r] if duel[0] == i]
+            theta = state.thetas[i, r].numpy()
+            p = [1 / (1 + np.exp(-z @ theta)) for _, z, _ in own]
+            variance = sum(w**2 * (y - q) ** 2 for (w, _, y), q in zip(own, p, strict=True))
+            assert int(state.size[i, r]) == len(own)
+            assert float(state.variance[i, r]) == pytest.approx(variance, abs=1e-12)
+            expected = 2.0 ** -(i + 1) * np.sqrt(variance) + 2.0**-i
+            assert float(state.radius[i, r]) == pytest.approx(expected, rel=1e-12)
+            score = sum(
+                (w**2 * (q - y) * z for (w, z, y), q in zip(own, p, strict=True)), 0.2 * 4.0 ** -(i + 1) * theta
+            )
+            np.testing.assert_allclose(score, 0, atol=1e-7)
+
+
+def test_vacdb_radii_by_hand():
+    setting = setting_of(POOL)
+    code: Any = algorithms.create("vacdb", radius="code").init(setting)
+    assert code.radius.unique().tolist() == [pytest.approx(np.sqrt(3 * np.log(100)) / 4 / 2)]
+    assert algorithms.create("vacdb").init(setting).radius.unique().tolist() == [1.0]
+    theory: Any = algorithms.create("vacdb", radius="theory", layers=12)
+    state = theory.init(setting)
+    state.size = torch.full_like(state.size, 50.0)
+    state.variance = torch.full_like(state.variance, 3.0)
+    state.model.n = 90
+    now, after = np.log(4 * 90**2 * 12 * 100), np.log(4 * 91**2 * 12 * 100)
+    kappa = 1 / (2 + 2 * np.cosh(4.0))  # |theta*| = 2, unit features: a reward difference is at most 4
+    first = np.flatnonzero(2.0 ** np.arange(1, 13) >= 16 / kappa * np.sqrt(after))[0] + 1
+    assert 10 < first <= 12  # only from there on does the paper trust its empirical variance
+    for i in range(12):
+        variance = 3.0 if i + 1 >= first else 50.0
+        inner = np.sqrt((8 * variance + 18 * after) * now)
+        expected = 16 * 2.0 ** -(i + 1) / kappa * inner + 6 * 2.0 ** -(i + 1) / kappa * now + 2.0**-i
+        np.testing.assert_allclose(theory._radius(state)[i], expected, rtol=1e-12)
+    with pytest.raises(ValueError, match="radius: 'theory' needs a finite reward range"):
+        theory.init(setting_of(POOL, reward_range=(-np.inf, np.inf)))
+
+
 @pytest.mark.parametrize("sampler", ["laplace", "sgld"])
 def test_fgts_draws_two_independent_samples_of_the_tempered_posterior(sampler):
     """Without the feel-good term and with many duels: mean and covariance of Laplace's Gaussian, eta = 1/4."""
