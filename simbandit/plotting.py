@@ -353,11 +353,13 @@ def overlay(
     ax.plot(x[valid], y[valid], ".", color=GREY, markersize=4)
     reasons = tuple(dict.fromkeys(reason for each in broken for reason in each))
     above = bound.side == "upper"
+    end = -1 if (y[-1] > y[0]) == above else 0  # where the line bends away from its name
     ax.annotate(
         "\n".join([bound.name, *reasons[:1]]),
-        (x[0], y[0]),
+        (x[end], y[end]),
         xytext=(0, 4 if above else -4),
         textcoords="offset points",
+        ha="right" if end else "left",
         va="bottom" if above else "top",
         fontsize=5.5,
         color=GREY if valid.any() else "#888888",

@@ -13,10 +13,12 @@ theta ~ N(0, 1/4), noise 1, the KL objective (kl_coef, and T at kl_coef = .5). E
 OFUL's where rewards may exceed 1. The last panel asks duels of the signed contexts, 8 a round.
 
 Rules, the same everywhere, not tuned to a sweep: LinUCB, LinTS and SquareCB with their defaults, OFUL with its
-determinant's radius; under KL greedy sampling with the ridge noise^2 / prior variance (there the Bayes rule), KL-UCB
-with radius 1, and with the theorem's radius; with duels GSHF (its enhancer), greedy (pi_t, pi_ref) and uniform duels,
-their defaults. Each horizon is a run of its own. Exponents are slopes over the swept
-values (some over a part, as their claims say), by the bootstrap over 64 replicates.
+determinant's radius; under KL greedy sampling with the ridge noise^2 / prior variance (there the Bayes rule) and KL-UCB
+with the theorem's radius; with duels GSHF (its enhancer), greedy (pi_t, pi_ref) and uniform duels, their defaults. Each
+horizon is a run of its own. Exponents are slopes over the swept values (some over a part, as their claims say), by the
+bootstrap over replicates: 64, and 256 where the lower bound is near (gap, kl_coef, T under KL; raised after a first run
+with 64, whose intervals of some ratios contained 1; KL-UCB with radius 1 was dropped then: the two actions of a signed
+context are equally wide, so that the bonus cancels).
 """
 
 from __future__ import annotations
@@ -41,9 +43,9 @@ from simbandit.worlds import LinearWorld
 T, SHORT = 2000, 1000
 REWARD, KL = "cumulative_reward_regret", "cumulative_suboptimality"
 UCB, OFUL, TS, SQUARE = "LinUCB", "OFUL", "LinTS", "SquareCB"
-GREEDY, KLUCB, KLUCB_THEORY = "greedy (KL)", "KL-UCB", "KL-UCB, theory"
+GREEDY, KLUCB = "greedy (KL)", "KL-UCB"
 GSHF, GREEDY_DUELS, UNIFORM = "GSHF (duels)", "greedy (duels)", "uniform (duels)"
-REWARDED, REGULARISED, DUELLING = (UCB, OFUL, TS, SQUARE), (GREEDY, KLUCB, KLUCB_THEORY), (GSHF, GREEDY_DUELS, UNIFORM)
+REWARDED, REGULARISED, DUELLING = (UCB, OFUL, TS, SQUARE), (GREEDY, KLUCB), (GSHF, GREEDY_DUELS, UNIFORM)
 BATCH = 8  # duels a round
 PRIOR, KL_DIM, KL_COEF = 0.5, 4, 0.5  # of the signed contexts
 
@@ -82,6 +84,7 @@ class Sweep:
     world: Callable[[Parameters], LinearWorld]
     bounds: tuple[Bound, ...]
     rules: tuple[str, ...] = REWARDED
+    more: int = 1  # times the study's replicates
 
     @property
     def metric(self) -> str:
@@ -143,7 +146,8 @@ SWEEPS: dict[str, Sweep] = {
         (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8),
         of_gap,
         random_arm,
-        (bounds.OFUL_GAP, bounds.OFUL, bounds.RANDOM_ARM),
+        (bounds.OFUL_GAP, bounds.RANDOM_ARM),
+        more=4,
     ),
     "scale": Sweep("ordinary world", "scale", (0.1, 0.3, 1.0, 3.0, 10.0), of_scale, ordinary, (bounds.OFUL,)),
     "kl_coef": Sweep(
@@ -154,6 +158,7 @@ SWEEPS: dict[str, Sweep] = {
         signed_contexts,
         (bounds.KL_UCB, bounds.KL_CONTEXTS),
         REGULARISED,
+        more=4,
     ),
     "T, KL": Sweep(
         "signed contexts, KL",
@@ -163,6 +168,7 @@ SWEEPS: dict[str, Sweep] = {
         signed_contexts,
         (bounds.KL_UCB, bounds.KL_CONTEXTS),
         REGULARISED,
+        more=4,
     ),
     "kl_coef, duels": Sweep(
         "signed contexts, duels",
@@ -183,8 +189,7 @@ def rule(name: str, p: Parameters) -> Any:
         TS: lambda: algorithms.create("lints"),
         SQUARE: lambda: algorithms.create("squarecb"),
         GREEDY: lambda: algorithms.create("greedy", ridge=p.noise_std**2 / PRIOR**2, refit_growth=0.0),
-        KLUCB: lambda: algorithms.create("kl_ucb", refit_growth=0.0),
-        KLUCB_THEORY: lambda: algorithms.create("kl_ucb", radius=p.radius, refit_growth=0.0),
+        KLUCB: lambda: algorithms.create("kl_ucb", radius=p.radius, refit_growth=0.0),
         GSHF: lambda: algorithms.create("gshf_online"),
         GREEDY_DUELS: lambda: algorithms.create("greedy"),
         UNIFORM: lambda: algorithms.create("two_stage", first_stage=1.0),
@@ -209,7 +214,7 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Simulation]:
                     rule(one, p),
                     rounds=rounds,
                     batch_size=batch,
-                    replicates=settings.replicates,
+                    replicates=settings.replicates if settings.smoke else sweep.more * settings.replicates,
                     seed=settings.seed,
                     metrics=[sweep.metric],
                     record=[rounds],
@@ -238,7 +243,7 @@ LOWER = "Lattimore, Szepesvari 2020, Theorem 24.1"
 CLAIMS: tuple[Claim, ...] = (
     *(_respects(sweep, OFUL, bounds.OFUL) for sweep in ("d", "d, cube", "T, cube", "K", "gap", "scale")),
     _respects("gap", OFUL, bounds.OFUL_GAP),
-    *(_respects(sweep, KLUCB_THEORY, bounds.KL_UCB) for sweep in ("kl_coef", "T, KL")),
+    *(_respects(sweep, KLUCB, bounds.KL_UCB) for sweep in ("kl_coef", "T, KL")),
     *(
         _respects(sweep, who, bound)
         for sweep, bound in (
