@@ -35,9 +35,9 @@ class Routing:
     annotator, -1 if it is left out; data: the table's name.
     reward: "win" is wins; "logit" its logit, clipped, of which duels are Bradley-Terry.
     features, scaled to a norm of about 1:
-        "routing": e_a and z(x) (x) m_a. z: INSTRUCTION_DIM principal components of the probe's text features; m:
+        "routing": 1, e_a and z(x) (x) m_a. z: INSTRUCTION_DIM principal components of the probe's text features; m:
             ARM_DIM right singular vectors of the history's wins. Neither looks at what is bought online.
-        "arm": e_a. No context.
+        "arm": 1 and e_a. No context.
         "answer": a constant, the answer's own text features and its history's mean. They need all A answers.
     """
 
@@ -94,7 +94,7 @@ class Routing:
         A = self.wins.shape[1]
         history = self.wins[past]
         mean = arm_means(history)
-        arms = np.broadcast_to(np.eye(A), (len(asked), A, A))
+        arms = np.broadcast_to(np.concatenate([np.ones((A, 1)), np.eye(A)], axis=1), (len(asked), A, A + 1))
         if self.features == "arm":
             return arms
         if self.features == "answer":

@@ -80,7 +80,7 @@ def code(rule: str) -> Any:
     """The rule with the constants of the code released with VACDB."""
     own: dict[str, Any] = {MAXINP: {}, PAIR: {}, COLSTIM: {"coupling": "code"}}
     if rule == VACDB:
-        return algorithms.create("vacdb", radius="code", layers=5, ball=100.0, **REFIT)
+        return algorithms.create("vacdb", radius="code", layers=5, ball=100.0, ridge=0.02, **REFIT)
     return algorithms.create(NAMES[rule], radius="code", matrix_ridge=1e-3, ball=100.0, **own[rule], **REFIT)
 
 

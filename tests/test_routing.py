@@ -45,7 +45,7 @@ def test_routing_features_see_no_answer_and_no_label_that_is_being_bought():
     for features in ("routing", "arm"):
         seen, unseen = (replace(w, features=features).table(past, asked) for w in (world, blind))
         np.testing.assert_array_equal(seen, unseen)
-        assert seen.shape == (30, 12, 12 + (20 if features == "routing" else 0))
+        assert seen.shape == (30, 12, 13 + (20 if features == "routing" else 0))
     leaking, blinded = (replace(w, features="answer").table(past, asked) for w in (world, blind))
     assert not np.array_equal(leaking, blinded)  # reranking reads the answers, and says so
     forgotten = replace(world, wins=np.where(np.isin(np.arange(40), past)[:, None], 1 - world.wins, world.wins))
