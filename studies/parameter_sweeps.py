@@ -311,8 +311,6 @@ def plot(frame: pd.DataFrame) -> Figure:
             looks=looks,
             legend=False,
         )
-        low, high = ax.get_ylim()
-        ax.set_ylim(low / 4, high * 4)  # room for the bounds' names
         ax.legend(loc="center", bbox_to_anchor=(0.5, 0.6), ncols=2, fontsize=6, title="exponent", title_fontsize=6)
         ax.set_title(f"({letter}) {sweep.title}")
         ax.set_ylabel("regret [reward]" if sweep.metric == REWARD else "KL regret [reward]")

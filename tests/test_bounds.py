@@ -31,6 +31,13 @@ def test_oful_by_hand():
     assert bounds.OFUL(louder) == pytest.approx(4 * math.sqrt(100 * 2 * math.log(4 + 100 * 0.25 / 2)) * radius)
 
 
+def test_squarecb_by_hand_and_that_gaussian_noise_voids_it():
+    """Reg = 2 log 51 = 7.8637, K T = 500: 2 (4 sqrt(500 7.8637) + 8 sqrt(500 log 40))."""
+    assert bounds.SQUARECB(SMALL) == pytest.approx(2 * (4 * 62.704 + 8 * 42.947), rel=1e-4)
+    assert "Gaussian noise" in bounds.SQUARECB.broken(SMALL)[0]
+    assert bounds.SQUARECB.broken(replace(SMALL, noise_std=0.0)) == ()
+
+
 def test_lower_bounds_take_the_best_number_of_rounds():
     def brute(p, value):
         return max(value(m) for m in np.arange(1, p.rounds + 1))

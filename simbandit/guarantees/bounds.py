@@ -92,6 +92,10 @@ def wide_ridge(p: Parameters) -> str | None:
     return None if p.ridge >= least * (1 - 1e-9) else f"needs ridge >= max(1, L^2) = {least:.3g}; it is {p.ridge:.3g}"
 
 
+def bounded_rewards(p: Parameters) -> str | None:
+    return None if p.noise_std == 0 else "needs observed rewards inside their range; Gaussian noise leaves it"
+
+
 def enough_rounds(p: Parameters) -> str | None:
     return None if p.dim <= 2 * p.rounds else f"needs d <= 2 T; d = {p.dim}, T = {p.rounds:g}"
 
@@ -125,6 +129,12 @@ def oful(p: Parameters) -> float:
 
 def oful_gap(p: Parameters) -> float:
     return math.inf if p.gap is None else 8 * p.radius**2 * p.information / p.gap
+
+
+def squarecb(p: Parameters) -> float:
+    arms, regression = p.n_actions * p.rounds, p.dim * math.log(1 + p.rounds / p.dim)
+    width = 2 * p.theta_norm * p.feature_norm
+    return width * (4 * math.sqrt(arms * regression) + 8 * math.sqrt(arms * math.log(2 / p.delta)))
 
 
 def cube(p: Parameters) -> float:
@@ -173,6 +183,11 @@ OFUL_GAP = Bound("OFUL, by the gap", "OFUL's radius (2011); derived", "upper", o
 """8 radius^2 d log(1 + T L^2 / (ridge d)) / gap, with probability 1 - delta: an instantaneous regret r is 0 or at least
 the gap, so r <= r^2 / gap, and r <= 2 radius ||phi||_{V^-1} with ||phi||^2_{V^-1} <= 1 where ridge >= L^2, whose sum
 is at most 2 log det(V_T / ridge). How their Theorem 5 begins; it goes on to sharpen the logarithms."""
+
+SQUARECB = Bound("SquareCB, Theorem 1", "2002.04926, Theorem 1", "upper", squarecb, (bounded_rewards,))
+"""4 sqrt(K T Reg) + 8 sqrt(K T log(2 / delta)) times the width 2 S L of the reward range, with probability 1 - delta,
+under the theory's gamma. Reg, the regression oracle's regret, is taken as d log(1 + T / d), the order for least squares
+(the theorem leaves it open)."""
 
 CUBE = Bound(
     "any, on the cube", "Lattimore, Szepesvari 2020, Theorem 24.1 and its proof", "lower", cube, (drawn_from("cube"),)
