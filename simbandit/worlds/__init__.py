@@ -18,6 +18,7 @@ from simbandit.worlds.hard import (
 )
 from simbandit.worlds.instance import Coverage, Realisation
 from simbandit.worlds.linear import LinearWorld
+from simbandit.worlds.logs import logged_duels, logged_rewards
 from simbandit.worlds.table import TableWorld
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "from_comparisons",
     "from_frame",
     "hidden_gem",
+    "logged_duels",
+    "logged_rewards",
     "pessimism_failure",
     "rare_arms",
     "two_arm_exploration",
