@@ -13,7 +13,9 @@ from simbandit.algorithms.bandits import start
 from simbandit.algorithms.choosing import GreedyPolicy, choose, choose_pair
 from simbandit.algorithms.inverse_gap import InverseGap
 from simbandit.draws import Draws
-from simbandit.oracles import BernoulliReward, NoisyReward
+from simbandit.estimators import width
+from simbandit.least_squares import linear
+from simbandit.oracles import BernoulliReward, BradleyTerry, NoisyReward
 from simbandit.policies import Reference, Uniform
 from simbandit.simulate import Problem, simulate
 from simbandit.types import Contexts, Setting
@@ -225,6 +227,32 @@ def test_glm_ucb_learns_bernoulli_rewards():
     assert run.final("policy_reward_regret").mean() < 0.25 * run.frame().query("round == 0")["value"].mean()
 
 
+def test_glm_ucbs_theory_bounds_every_mean_as_often_as_promised():
+    """|sigma(<theta_t, phi>) - sigma(<theta*, phi>)| <= radius width for all actions and rounds; the radius by hand."""
+    worst: list[np.ndarray] = []
+
+    class Watching(Recorder):
+        def update(self, state: Any, contexts: Contexts, actions: Any, feedback: Any, draws: Any) -> Any:
+            state, info = self.algorithm.update(state, contexts, actions, feedback, draws)
+            phi = state.setting.contexts.features
+            means = [torch.sigmoid(linear(phi, theta)) for theta in (state.theta, truth)]
+            ratio = (means[0] - means[1]).abs() / (info.radius * width(phi, state.inverse))
+            worst.append(ratio.amax((1, 2)).numpy())
+            return state, info
+
+    world = LinearWorld(3, 4, 2, theta_norm=1.5)
+    truth: Any = world.instance(200, Draws(0, 200)).theta
+    watching: Any = Watching(algorithms.create("glm_ucb", radius="theory", refit_growth=0.0, ridge=0.5))
+    run = simulate(
+        Problem(world, BernoulliReward(), 1.0), watching, rounds=40, replicates=200, metrics=["confidence_radius"]
+    )
+    violated = np.max(worst, axis=0) > 1
+    assert stats.binomtest(int(violated.sum()), 200, 0.05, alternative="greater").pvalue > 0.01
+    noise = 0.5 * np.sqrt(2 * np.log(1 + 40 / (2 * 0.5)) + 2 * np.log(20))
+    expected = 0.25 * (2 + 2 * np.cosh(1.5)) * (noise + np.sqrt(0.5) * 1.5)
+    np.testing.assert_allclose(run.final("confidence_radius"), expected, rtol=1e-12)
+
+
 # --------------------------------------------------------------------------------------------------- bad input
 
 
@@ -254,6 +282,25 @@ def test_features_beyond_the_assumed_norm_warn_once_with_the_measured_one():
         warnings.simplefilter("error")
         algorithm = algorithms.create("linucb", radius="bound", feature_bound=9.0)
         simulate(Problem(world, NoisyReward(0.5), 1.0), algorithm, rounds=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "oracle"),
+    [("glm_ucb", BernoulliReward()), ("maxinp", BradleyTerry()), ("colstim", BradleyTerry())],
+)
+def test_other_theory_radii_warn_of_long_features_once_too(name, oracle):
+    for world in (
+        LinearWorld(5, 4, 3, features="gaussian", theta_norm=1.0),
+        LinearWorld(None, 4, 3, features="gaussian", theta_norm=1.0, n_evaluation=5),
+    ):
+        algorithm = algorithms.create(name, radius="theory")
+        with pytest.warns(UserWarning, match=r"radius: .* <= 1, and features reach [1-9]") as seen:
+            simulate(Problem(world, oracle, 1.0), algorithm, rounds=4)
+        assert len(seen) == 1
+    unit = LinearWorld(5, 4, 3, theta_norm=1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        simulate(Problem(unit, oracle, 1.0), algorithms.create(name, radius="theory"), rounds=4)
 
 
 @pytest.mark.parametrize("name", REGRETS)

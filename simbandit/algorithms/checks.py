@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+
+from simbandit.types import Contexts
 
 
 def check(algorithm: Any, *, positive: Collection[str] = (), signed: Collection[str] = ()) -> None:
@@ -53,3 +56,12 @@ def _check(name: str, value: Any, hint: Any, low: float) -> None:
         allowed += [f"a {kind.__name__}" for kind in kinds]
         allowed += ["several numbers"] * bool(pairs) + [word for kind, word in words.items() if kind in parts]
         raise ValueError(f"{name}: must be {' or '.join(allowed)}, got {value!r}")
+
+
+def warn_of_norms(contexts: Contexts, bound: float, argument: str) -> bool:
+    """Whether features are longer than a radius assumes; warns with the measured norm, naming the argument."""
+    norm = float(contexts.features.norm(dim=-1).max())
+    if norm <= bound * (1 + 1e-9):
+        return False
+    warnings.warn(f"{argument}: the radius assumes ||phi|| <= {bound:g}, and features reach {norm:.4g}", stacklevel=3)
+    return True

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from simbandit.algorithms.bandits import DELTA, norm_bound
-from simbandit.algorithms.checks import check
+from simbandit.algorithms.checks import check, warn_of_norms
 from simbandit.algorithms.choosing import GreedyPolicy, choose, choose_pair
 from simbandit.draws import Round
 from simbandit.estimators import RewardModel, curvature, pair_widths, rank_one_inverse, weighted_gram, width
@@ -37,6 +37,7 @@ class DuelState:
     inverse: Tensor
     radius: float
     n: int = 0
+    warned: bool = False
 
 
 def start(setting: Setting, *, ridge: float, matrix_ridge: float, ball: float | None, refit_growth: float) -> DuelState:
@@ -99,6 +100,12 @@ def duel_radius(radius: DuelRadius, state: DuelState, ridge: float, matrix: Matr
     return root / curvature(high - low)
 
 
+def check_norms(radius: DuelRadius, state: DuelState, contexts: Contexts | None) -> None:
+    """The theory's radius assumes ||phi|| <= 1: warns once where features are longer."""
+    if radius == "theory" and contexts is not None and not state.warned:
+        state.warned = warn_of_norms(contexts, 1.0, "radius")
+
+
 @dataclass(frozen=True)
 class PairUCB:
     """MaxInP, MaxPairUCB and GINOP: an optimistic pair from scores mu_i = <theta_t, phi_i> and widths.
@@ -115,7 +122,8 @@ class PairUCB:
     O~((d / kappa) sqrt(T)). radius: see `duel_radius`. Deviations: a ridge and the world's ball instead of a random
     warm-up of t_0 rounds; refits when the data have grown by `refit_growth` (0: every round, the papers). Complexity
     O(A d^2 + A^2 d) per context to select, O(d^2) to learn between refits, O(U d^2) a Newton step with U distinct
-    pairs. Raises ValueError for a world without features, or "theory" without a finite range.
+    pairs. Raises ValueError for a world without features, or "theory" without a finite range; "theory" warns of
+    features longer than 1.
     """
 
     rule: Literal["max_informative", "sum"] = "max_informative"
@@ -142,9 +150,12 @@ class PairUCB:
             setting, ridge=self.ridge, matrix_ridge=self.matrix_ridge, ball=self.ball, refit_growth=self.refit_growth
         )
         state.radius = duel_radius(self.radius, state, self.matrix_ridge, self.matrix)
+        check_norms(self.radius, state, setting.contexts)
         return state
 
     def select(self, state: DuelState, contexts: Contexts, draws: Round) -> Tensor:
+        if state.setting.contexts is None:
+            check_norms(self.radius, state, contexts)
         phi = contexts.features
         mu, widths = linear(phi, state.model.theta), pair_widths(phi, state.inverse)
         if self.rule == "sum":
@@ -209,11 +220,14 @@ class CoLSTIM:
             setting, ridge=self.ridge, matrix_ridge=self.matrix_ridge, ball=self.ball, refit_growth=self.refit_growth
         )
         state.radius = duel_radius(self.radius, state, self.matrix_ridge, "gram")
+        check_norms(self.radius, state, setting.contexts)
         return state
 
     def select(self, state: DuelState, contexts: Contexts, draws: Round) -> Tensor:
         setting, B = state.setting, contexts.shape[1]
         assert setting.dim is not None
+        if setting.contexts is None:
+            check_norms(self.radius, state, contexts)
         if self.warm_up is not None and draws.t < self.warm_up:
             return torch.stack([Uniform().sample(contexts, draws.uniform(f"player{i}", B)) for i in (0, 1)], dim=-1)
         T = max(2, setting.rounds * setting.batch_size)

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from simbandit.algorithms.checks import check
+from simbandit.algorithms.checks import check, warn_of_norms
 from simbandit.algorithms.choosing import GreedyPolicy, choose_pair
 from simbandit.data import Duels
 from simbandit.draws import Round
@@ -99,6 +99,8 @@ class VACDB:
         zeros = torch.zeros(L, R, d).to(eye)
         state = _State(setting, duels, zeros, inverses, zeros[..., 0], zeros[..., 0], zeros[..., 0], model)
         state.radius = self._radius(state)
+        if self.radius == "theory" and setting.contexts is not None:
+            warn_of_norms(setting.contexts, 1.0, "radius")
         return state
 
     def select(self, state: _State, contexts: Contexts, draws: Round) -> Tensor:
