@@ -241,6 +241,16 @@ class EnumerableLM(Rows):
         """KL(self || other) of whole responses, (R, X), exactly."""
         return (self.table.exp() * (self.table - other.table)).sum(-1)
 
+    def kl_along(self, other: EnumerableLM) -> Tensor:
+        """The sum over each response's positions of KL(self || other) of the next token, (R, X, A). Its mean under this
+        policy is `kl_to`; a gradient that stops at the responses' law is not that of `kl_to`."""
+        mine = self.token_log_probs()
+        positions = (mine.exp() * (mine - other.token_log_probs())).sum(-1)  # (R, X, S, T)
+        strings, prefixes = self._strings(self.length).to(mine.device), self._inputs[2]
+        prefix = (strings[:, None, :-1] == prefixes).all(-1).to(torch.int8).argmax(-1)
+        said = torch.arange(self.length, device=mine.device) < self.lengths[:, None]
+        return (positions[:, :, prefix] * said).sum(-1)
+
 
 def value_and_gradient(value: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Of every replicate, (R,) and (R, P). Replicates do not interact, so the gradient of the sum is theirs."""

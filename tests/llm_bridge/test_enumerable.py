@@ -108,6 +108,29 @@ def test_an_end_token_that_is_never_said_changes_nothing():
     torch.testing.assert_close(lm.table[..., torch.tensor(whole)], plain.table, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("end", [None, 1])
+def test_the_kls_along_responses_add_up_to_the_kl_but_not_to_its_gradient(end):
+    lm = small(length=3, end=end)
+    start = lm.parameters
+    assert start is not None
+    at = start + 0.2 * torch.from_numpy(np.random.default_rng(1).normal(size=(2, start.shape[1])))
+
+    def summed(parameters: Tensor, whole: bool) -> Tensor:
+        policy = dataclasses.replace(lm, parameters=parameters)
+        law = policy.table.exp()
+        return ((law if whole else law.detach()) * policy.kl_along(lm)).sum((-1, -2))
+
+    def direct(parameters: Tensor) -> Tensor:
+        return dataclasses.replace(lm, parameters=parameters).kl_to(lm).sum(-1)
+
+    value, gradient = value_and_gradient(direct, at)
+    same, right = value_and_gradient(partial(summed, whole=True), at)
+    _, wrong = value_and_gradient(partial(summed, whole=False), at)
+    torch.testing.assert_close(same, value, rtol=1e-12, atol=0)
+    torch.testing.assert_close(right, gradient, rtol=0, atol=1e-12)
+    assert (wrong - gradient).norm() > 0.01 * gradient.norm()
+
+
 def test_replicates_are_stacked_and_do_not_mix():
     lm = small()
     start = lm.parameters

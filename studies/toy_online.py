@@ -1,0 +1,231 @@
+"""Online preference learning that trains weights: INPO, DPO, XPO, SAIL and GSHF's enhancers on the toy language model.
+
+No paper's figure: the registry's rows INPO (2407.00617), online DPO, XPO (2405.21046), SAIL-PR (2406.15567), and GSHF as
+it is run on language models (2312.11456, 2405.07863): online DPO's main agent against an enhancer, which is the policy
+at temperature 1.3, or both ends of best/worst of 8 by the policy's own implied reward. The model is a two-layer Llama of
+width 48 trained for 400 steps on the template grammar (`llm_bridge.toy`); 16 prompts, responses of up to 24 tokens.
+
+Grid. Six rows x two annotators: Bradley-Terry with the text's true reward at temperature 1/2 (grammatical, on topic,
+pleasant, not long-winded), and raters of whom half go by it and half are intransitive (the number of words modulo 3).
+kl_coef .2; 8 rounds of 128 duels; every fit is 20 steps of AdamW at .001 on minibatches of 128 duels, from the last
+weights. SAIL's step is those 20 steps too. 96 responses, drawn with the same uniforms every time, judge each policy of a seed.
+
+What is judged: reward; win rate against the reference; KL to it (Rao-Blackwellised); J = reward / temperature - kl_coef
+KL, the target of the methods that believe in a reward; and the value of the game against the reference, win rate -
+kl_coef KL, which is 1/2 for the reference, and at least that for the equilibrium, INPO's target.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import cache
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from simbandit import plotting
+from simbandit.guarantees import Number, Ordering
+from simbandit.guarantees.rows import select
+from simbandit.objective import Descent
+from simbandit.simulate import Problem, simulate
+from simbandit.study import Settings, Study, Task
+from studies._language import needs_transformers
+
+KL_COEF, TEMPERATURE, ROUNDS, DUELS = 0.2, 0.5, 8, 128
+STEPS, RATE, RESPONSES, TRAINED = 20, 0.001, 96, 400
+ROWS = {
+    "inpo": "INPO",
+    "online_dpo": "online DPO",
+    "xpo": "XPO",
+    "sail_pr": "SAIL-PR",
+    "gshf_dpo": "GSHF-DPO, temperature",
+    "gshf_dpo_best_worst": "GSHF-DPO, best/worst of 8",
+}
+REWARD, RATERS = "reward", "raters"
+J, VALUE = "J", "value of the game"
+
+
+@cache
+def toy_model(steps: int) -> Any:
+    """The toy model after so many steps of training on its language; 0: random weights."""
+    from llm_bridge import toy
+    from llm_bridge.loading import load_model
+
+    if steps == 0:
+        return toy.untrained()
+    with TemporaryDirectory() as folder:
+        toy.train(folder, steps=steps)
+        return load_model(folder)
+
+
+def raters(prompt: str, first: str, second: str) -> float:
+    """Half of them go by the true reward, half are intransitive."""
+    from llm_bridge import toy
+    from llm_bridge.oracles import BradleyTerry, Written
+
+    (p,) = BradleyTerry(Written(toy.true_reward), TEMPERATURE)([(prompt, first, second)])
+    return (p + toy.intransitive_raters(prompt, first, second)) / 2
+
+
+def trained(
+    row: str,
+    annotator: str,
+    size: Mapping[str, int],
+    replicates: int,
+    seed: int,
+    device: str,
+) -> pd.DataFrame:
+    """Every seed is a run of its own, from the same weights; annotators, prompts and draws differ."""
+    from llm_bridge import LMPolicy, Training, toy
+    from llm_bridge.evaluation import Evaluation
+    from llm_bridge.grammar import Grammar
+    from llm_bridge.oracles import BradleyTerry, Preferring, TextOracle, Written
+    from llm_bridge.rows import direct_row
+
+    assert device == "cpu", "the toy model is smaller than a GPU's overhead"
+    scorer, steps = Written(toy.true_reward), Descent(size["steps"], RATE)
+    judge = BradleyTerry(scorer, TEMPERATURE) if annotator == REWARD else Preferring(raters)
+    algorithm = direct_row(row, **({"descent": steps} if row == "sail_pr" else {}))
+    frames = []
+    for r in range(replicates):
+        policy = LMPolicy.of(
+            copy.deepcopy(toy_model(size["trained"])),
+            toy.tokenizer(),
+            Grammar().prompts()[::3],
+            max_new_tokens=size["tokens"],
+            training=Training(steps, minibatch=DUELS, seed=seed + r),
+        )
+        judged = Evaluation(policy, judge, scorer, size=size["responses"], seed=seed + r)
+        run = simulate(
+            Problem(policy.world(reward_range=(-0.5, 3.0)), TextOracle(policy.catalogue, judge), KL_COEF),
+            algorithm,
+            rounds=size["rounds"],
+            batch_size=size["duels"],
+            replicates=[r],
+            seed=seed,
+            policy=policy,
+            metrics=judged.metrics(),
+            record="all",
+        )
+        frames.append(run.frame())
+    frame = pd.concat(frames, ignore_index=True)
+    by = ["replicate", "round", "queries"]
+    wide: Any = frame.pivot(index=by, columns="metric", values="value")
+    pull = KL_COEF * wide["kl_to_reference"]
+    wide = pd.DataFrame(
+        {"reward": wide["reward"], J: wide["reward"] / TEMPERATURE - pull, VALUE: wide["win_rate"] - pull}
+    )
+    gains = (wide - wide.groupby("replicate").transform("first")).add_prefix("gain in ")
+    derived = pd.concat([wide[[J, VALUE]], gains], axis=1).rename_axis(columns="metric")
+    long = derived.stack().rename("value").reset_index()
+    return pd.concat([frame, long], ignore_index=True)
+
+
+def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Task]:
+    del tuned
+    needs_transformers()
+    size = {"rounds": ROUNDS, "duels": DUELS, "steps": STEPS, "responses": RESPONSES, "tokens": 24, "trained": TRAINED}
+    rows, annotators = tuple(ROWS), (REWARD, RATERS)
+    if settings.smoke:
+        size = {"rounds": 2, "duels": 4, "steps": 1, "responses": 4, "tokens": 4, "trained": 0}
+    return [
+        Task(
+            {"row": row, "annotator": annotator},
+            trained,
+            {"row": row, "annotator": annotator, "size": size},
+            settings.replicates,
+            settings.seed,
+        )
+        for annotator in annotators
+        for row in rows
+    ]
+
+
+def _gains(row: str, source: str, metric: str, annotator: str) -> Number:
+    return Number(
+        f"{ROWS[row]}: {metric} rises, {annotator}",
+        source,
+        f"gain in {metric}",
+        {"row": row, "annotator": annotator},
+        0.0,
+        0.0,
+        "at least",
+    )
+
+
+def _better(more: str, less: str, source: str, metric: str, annotator: str) -> Ordering:
+    return Ordering(
+        f"{ROWS[more]} above {ROWS[less]} in {metric}, {annotator}",
+        source,
+        metric,
+        {"row": less},
+        {"row": more},
+        {"annotator": annotator},
+    )
+
+
+PAPERS = {
+    "inpo": "2407.00617",
+    "online_dpo": "2402.04792",
+    "xpo": "2405.21046",
+    "sail_pr": "2406.15567",
+    "gshf_dpo": "2312.11456",
+    "gshf_dpo_best_worst": "2405.07863",
+}
+OWN = "own expectation (its target)"
+claims = (
+    *(_gains(row, source, "reward", REWARD) for row, source in PAPERS.items()),
+    *(_gains(row, OWN, J, REWARD) for row in ROWS if row != "inpo"),
+    *(_better(row, "online_dpo", PAPERS[row], J, REWARD) for row in ROWS if row not in ("online_dpo", "inpo")),
+    _better("online_dpo", "inpo", OWN, J, REWARD),
+    *(_gains("inpo", PAPERS["inpo"], VALUE, annotator) for annotator in (REWARD, RATERS)),
+    *(_better("inpo", row, OWN, VALUE, RATERS) for row in ROWS if row != "inpo"),
+)
+
+
+def plot(frame: pd.DataFrame) -> Figure:
+    figure, axes = plotting.panels(columns=3, rows=2, height=2.6)
+    looks, shown = plotting.lines(list(ROWS)), [row for row in ROWS if row in set(frame["row"])]
+    labels = {
+        "win_rate": "win rate against the reference",
+        J: "J [reward / temperature]",
+        VALUE: "win rate - kl_coef KL",
+    }
+    for line, annotator, last in zip(axes, (REWARD, RATERS), (J, VALUE), strict=True):
+        for ax, metric in ((line[0], "win_rate"), (line[2], last)):
+            where = {"annotator": annotator}
+            plotting.curves(ax, frame, metric, "row", where=where, order=shown, names=ROWS, looks=looks, legend=False)
+            ax.set_xlabel("queries (comparisons asked)")
+            ax.set_ylabel(f"{labels[metric]}\n(higher is better)")
+        plotting.frontier(
+            line[1],
+            frame,
+            "row",
+            x="kl_to_reference",
+            y="reward",
+            where={"annotator": annotator},
+            order=shown,
+            names=ROWS,
+            looks=looks,
+            legend=False,
+        )
+        line[1].set_xlabel("KL to the reference [nats]")
+        line[1].set_ylabel("true reward\n(higher is better)")
+        line[0].set_title({REWARD: "Bradley-Terry annotator", RATERS: "half the raters intransitive"}[annotator])
+    plotting.legend_above(figure, axes[0, 0], columns=3)
+    return figure
+
+
+study = Study(
+    name="toy_online",
+    title="Trained for real on the toy language model: INPO, DPO, XPO, SAIL and GSHF's enhancers",
+    source="2407.00617, 2405.21046, 2406.15567, 2312.11456, 2405.07863; own design, no paper's figure",
+    cells=cells,
+    claims=claims,
+    plot=plot,
+    replicates=4,
+    smoke_replicates=2,
+)
