@@ -14,7 +14,7 @@ from simbandit.guarantees import judge
 from simbandit.study import Simulation, find, shipped
 
 NAMES = sorted(shipped())
-LANGUAGE = {"bridge_equality", "enumerable_lm", "pool_size", "shortcuts"}  # their cells are language models
+LANGUAGE = {"bridge_equality", "enumerable_lm", "pool_gshf", "pool_size", "shortcuts", "toy_online"}  # of models
 
 
 def grid(name, smoke):

@@ -15,9 +15,10 @@ from simbandit import algorithms, losses
 from simbandit.algorithms.direct import Direct
 from simbandit.objective import Descent, PairLogProbs
 from simbandit.oracles import BradleyTerry, HodgeMix
-from simbandit.policies import Tabular
+from simbandit.policies import Tabular, gibbs
 from simbandit.simulate import Problem, simulate
 from simbandit.types import Contexts
+from studies import shortcuts
 from studies._language import Embedded, HeadSolved
 from tests.llm_bridge import models
 
@@ -338,3 +339,25 @@ def test_numbers_of_wrong_responses_are_refused():
         LBFGS(tolerance=0.0)
     with pytest.raises(ValueError, match="max_iterations: must be at least 1"):
         LBFGS(max_iterations=0)
+
+
+def test_the_token_level_kl_stops_at_its_own_stationary_policy():
+    """At every prefix log pi / ref of a next token is what the response is expected to pay after it, over kl_coef, up
+    to a constant; with the KL of whole responses the policy is Gibbs."""
+    said, kl_coef = small(length=3, end=1).responses(), 0.7
+    rng = np.random.default_rng(3)
+    payoff, logits = (torch.from_numpy(rng.normal(size=(n, 2, len(said)))) for n in (4, 1))
+    ref = logits.log_softmax(-1)
+    whole, token = (shortcuts.stationary(payoff, ref, said, level, kl_coef) for level in ("sequence", "token"))
+    torch.testing.assert_close(whole, gibbs(payoff, ref.expand_as(payoff), kl_coef), rtol=0, atol=1e-12)
+    assert (token - whole).abs().max() > 0.1
+    p, q = token.exp(), ref.exp()
+    torch.testing.assert_close(p.sum(-1), torch.ones(4, 2).double(), rtol=0, atol=1e-12)
+    for prefix in {r[:t] for r in said for t in range(len(r))}:
+        values = []
+        for v in range(3):
+            among = [i for i, r in enumerate(said) if r[: len(prefix) + 1] == (*prefix, v)]
+            mass, old = p[..., among].sum(-1), q[..., among].sum(-1)
+            values.append((mass / old).log() - (p * payoff)[..., among].sum(-1) / mass / kl_coef)
+        spread = torch.stack(values).amax(0) - torch.stack(values).amin(0)
+        assert spread.max() < 1e-12
