@@ -6,18 +6,26 @@ without position ids is wrong by nats on GPT-2, and rows that are packed with a 
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers import DynamicCache
 
-Layout = Literal["auto", "joint", "shared"]
+from llm_bridge.models import (
+    Run,
+    budget_of,
+    compiled,
+    device_of,
+    evaluating,
+    recomputes,
+    slides,
+    unwrapped,
+    vocabulary_of,
+)
+
 SHARING = 1.5  # responses per prompt from which encoding each prompt by itself pays
 SLACK = 1.25  # padded length over true length within a bucket
 
@@ -29,35 +37,6 @@ class Pairs(NamedTuple):
     responses: list[tuple[int, ...]]
     prompt_of: list[int]
     inverse: list[int]
-
-
-@dataclass(frozen=True)
-class Run:
-    """How a model is run. token_budget: tokens of a padded batch; autocast: a dtype to compute in, such as bfloat16."""
-
-    token_budget: int = 4096
-    layout: Layout = "auto"
-    autocast: torch.dtype | None = None
-    gradients: bool = False
-    progress: bool = False
-
-
-def unwrapped(model: Any) -> Any:
-    """The transformers model inside adapters of peft (which stay in force)."""
-    if not hasattr(model, "peft_config"):
-        return model
-    if any(getattr(adapter, "is_prompt_learning", False) for adapter in model.peft_config.values()):
-        raise ValueError("model: prompt-learning adapters add tokens to the prompt; use LoRA or another weight adapter")
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def device_of(model: Any) -> torch.device:
-    return unwrapped(model).get_input_embeddings().weight.device
-
-
-def vocabulary_of(model: Any) -> int:
-    """Rows of the input embedding: the ids that the model can read."""
-    return unwrapped(model).get_input_embeddings().weight.shape[0]
 
 
 def distinct(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], model: Any) -> Pairs:
@@ -105,40 +84,59 @@ def response_states(
 
     reduce(states (N, d), batch) receives the states that predict each response token (`reading`: the states at each
     response token), one pair after the other. Returns [(batch, what reduce gave)], batches being numbers of pairs.
-    Out of memory: the batch is halved and tried again; MemoryError names the smallest size that failed.
+    Out of memory: see `halving`.
     """
     inner, results = unwrapped(model), []
+    budget = budget_of(model, run.gradients) if run.token_budget is None else run.token_budget
+    largest = [float("inf")]  # tokens of a batch
+    if run.compiled:
+        compiled(inner)
     length = [len(r) + reading for r in pairs.responses]
     bar = tqdm(total=len(length), unit="response", disable=None if run.progress else True, leave=False)
 
     def attempt(batch: list[int], forward: Callable[[list[int]], Any], size: Callable[[int], int]) -> None:
-        todo = [batch]
-        while todo:
-            now, failed = todo.pop(), ""
-            try:
-                results.append((now, forward(now)))
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                failed = str(error)
-                if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in failed):
-                    raise
-            if failed:  # outside the handler, so that its frames, and what they hold, are gone
-                if len(now) == 1:
-                    raise MemoryError(f"out of memory on a single sequence of {size(now[0])} tokens: {failed}")
-                half = len(now) // 2
-                todo += [now[half:], now[:half]]
-            else:
-                bar.update(len(now))
+        for done, result in halving(batch, forward, size, largest):
+            results.append((done, result))
+            bar.update(len(done))
 
     with bar, evaluating(inner, run):
         if inner.config.is_encoder_decoder or _sharing(inner, pairs, run):
-            for group in buckets([len(p) for p in pairs.prompts], run.token_budget):
-                _grouped(inner, pairs, group, length, reduce, run, reading, attempt)
+            for group in buckets([len(p) for p in pairs.prompts], budget):
+                _grouped(inner, pairs, group, length, reduce, budget, reading, attempt)
         else:
             total = [len(pairs.prompts[p]) - 1 + n for p, n in zip(pairs.prompt_of, length, strict=True)]
-            for batch in buckets(total, run.token_budget):
+            for batch in buckets(total, budget):
                 forward = _joint(inner, pairs, length, reduce, reading)
                 attempt(batch, forward, total.__getitem__)
     return results
+
+
+def halving(
+    batch: list[int], forward: Callable[[list[int]], Any], size: Callable[[int], int], largest: list[float]
+) -> Iterator[tuple[list[int], Any]]:
+    """(part, forward(part)) for a batch, in parts where memory runs out: halved and tried again. size: tokens of a
+    member. largest: [tokens that a part may have], lowered where one failed, so that later batches start smaller.
+    Raises MemoryError where a single member is too large."""
+    todo = [batch]
+    while todo:
+        now, failed, result = todo.pop(), "", None
+        tokens = len(now) * max(map(size, now))
+        if tokens > largest[0] and len(now) > 1:
+            todo += [now[len(now) // 2 :], now[: len(now) // 2]]
+            continue
+        try:
+            result = forward(now)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            failed = str(error)
+            if not (isinstance(error, torch.OutOfMemoryError) or "allocate memory" in failed):
+                raise
+        if not failed:
+            yield now, result
+        elif len(now) == 1:
+            raise MemoryError(f"out of memory on a single sequence of {size(now[0])} tokens: {failed}")
+        else:  # outside the handler, so that its frames, and what they hold, are gone
+            largest[0] = min(largest[0], tokens / 2)
+            todo.append(now)
 
 
 def buckets(lengths: Sequence[int], budget: int, among: Iterable[int] | None = None) -> list[list[int]]:
@@ -177,7 +175,7 @@ def _grouped(
     group: list[int],
     length: list[int],
     reduce: Any,
-    run: Run,
+    budget: int,
     reading: bool,
     attempt: Any,
 ) -> None:
@@ -199,7 +197,7 @@ def _grouped(
             raise MemoryError(f"out of memory on a single prompt of {longest} tokens: {failed}")
         half = len(group) // 2
         for part in (group[:half], group[half:]):
-            _grouped(inner, pairs, part, length, reduce, run, reading, attempt)
+            _grouped(inner, pairs, part, length, reduce, budget, reading, attempt)
         return
 
     def forward(batch: list[int]) -> Any:
@@ -210,7 +208,7 @@ def _grouped(
 
     # a response also carries its prompt's keys: a quarter of a token each, so that the budget bounds memory
     weight = [n + longest // 4 for n in length]
-    for batch in buckets(weight, run.token_budget, members):
+    for batch in buckets(weight, budget, members):
         attempt(batch, forward, weight.__getitem__)
 
 
@@ -285,18 +283,9 @@ def _encoded(inner: Any, prompts: list[tuple[int, ...]]) -> Callable[[Tensor, li
     return decode
 
 
-def slides(inner: Any) -> bool:
-    """Whether some layer looks at a window only. Windows count slots, so padding within a row would shift them."""
-    config = inner.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return kinds != {"full_attention"} or (
-        getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    )
-
-
 def _sharing(inner: Any, pairs: Pairs, run: Run) -> bool:
     """Whether prompts are encoded by themselves; recomputed activations and caches exclude each other."""
-    possible = not slides(inner) and not (run.gradients and _recomputes(inner))
+    possible = not slides(inner) and not (run.gradients and recomputes(inner))
     if run.layout == "shared" and not possible:
         raise ValueError("layout: 'shared' needs full attention and no gradient checkpointing; use 'joint' or 'auto'")
     return run.layout == "shared" or (
@@ -330,63 +319,3 @@ def _flat(states: Tensor, start: Tensor, lengths: list[int], reading: bool) -> T
     steps, end = torch.arange(states.shape[1], device=states.device), torch.tensor(lengths, device=states.device)
     first = start[:, None] + int(reading)
     return states[(steps >= first) & (steps < (start + end)[:, None])]
-
-
-def _recomputes(inner: Any) -> bool:
-    """Whether gradient checkpointing is on."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in inner.modules())
-
-
-@contextmanager
-def evaluating(inner: Any, run: Run):
-    """Without dropout; with gradients only if asked for."""
-    was_training = inner.training
-    if not (run.gradients and _recomputes(inner)):
-        inner.eval()
-    amp: AbstractContextManager = nullcontext()
-    if run.autocast is not None:
-        amp = torch.autocast(device_of(inner).type, dtype=run.autocast)
-    try:
-        with torch.set_grad_enabled(run.gradients), amp:
-            yield
-    finally:
-        inner.train(was_training)
-
-
-_checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-def head_of(model: Any) -> Callable[[Tensor], Tensor]:
-    """Hidden states (N, d) -> logits (N, V), with what the architecture does around its output matrix.
-
-    Checked once per model against the model's own forward pass; ValueError where they differ.
-    """
-    inner = unwrapped(model)
-    config, matrix = inner.config.get_text_config(), inner.get_output_embeddings()
-    if matrix is None:
-        raise ValueError(f"model: {type(inner).__name__} has no language-model head; load it as a causal or seq2seq LM")
-    cap, scale = getattr(config, "final_logit_softcapping", None), getattr(config, "logit_scale", None)
-    divisor = getattr(config, "logits_scaling", None)
-    before = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0
-
-    def head(states: Tensor) -> Tensor:
-        logits = matrix(states * before if before != 1.0 else states)
-        logits = logits * scale if scale is not None else logits
-        logits = logits / divisor if divisor is not None else logits
-        return torch.tanh(logits / cap) * cap if cap is not None else logits
-
-    if inner not in _checked:
-        ids = torch.tensor([[0, vocabulary_of(inner) - 1]], device=device_of(inner))
-        with torch.no_grad(), evaluating(inner, Run()):
-            if config.is_encoder_decoder:
-                read = inner.get_encoder()(input_ids=ids).last_hidden_state
-                body = inner.get_decoder()(input_ids=ids, encoder_hidden_states=read, use_cache=False)
-                full = inner(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits
-            else:
-                body = inner.base_model(input_ids=ids, use_cache=False)
-                full = inner(input_ids=ids, use_cache=False).logits
-            mine = head(body.last_hidden_state)
-        if not torch.allclose(mine, full, rtol=1e-2, atol=1e-2 * float(full.abs().nan_to_num().max()), equal_nan=True):
-            raise ValueError(f"model: {type(inner).__name__} does more to its logits than this scorer knows")
-        _checked.add(inner)
-    return head

@@ -133,6 +133,7 @@ def _preflight(command: Preflight) -> None:
 def _train(command: Train) -> None:
     import dataclasses
 
+    from llm_bridge import processes
     from llm_bridge.evaluation import Evaluation
     from llm_bridge.oracles import Cached, TextOracle, named_judge
     from llm_bridge.rows import direct_row
@@ -150,7 +151,7 @@ def _train(command: Train) -> None:
     _cost(policy.model, (drawn * 4 + trained * 3) * command.max_new_tokens)
     if command.dry_run:
         return
-    judge = Cached(named_judge(command.judge), command.output / "answers.jsonl")
+    judge = Cached(named_judge(command.judge), command.output / "answers.jsonl", distributed=policy.distributed)
     evaluation = Evaluation(policy, judge, size=command.evaluation, seed=command.seed + 1)
     results = simulate(
         Problem(policy.world(), TextOracle(policy.catalogue, judge), command.kl_coef),
@@ -163,6 +164,8 @@ def _train(command: Train) -> None:
         record="all",
         progress=True,
     )
+    if policy.distributed and processes.rank():
+        return
     final: Any = results.policy
     final.save(command.output / "model")
     curve = results.frame().pivot(index="round", columns="metric", values="value")
@@ -184,11 +187,21 @@ def _policy(command: Any, **options: Any) -> Any:
         if not file.exists():
             raise ValueError(f"prompts: {command.model} brings none (prompts.jsonl); give a file with --prompts")
     prompts = _read(file, "prompt")["prompt"].tolist()
+    options |= _shared()
     policy = LMPolicy.from_pretrained(
         command.model, prompts, chat=command.chat, max_new_tokens=command.max_new_tokens, **options
     )
     print(f"{len(prompts)} prompts; the first, as the model reads it: {policy.shown(0)!r}")
     return policy
+
+
+def _shared() -> dict[str, Any]:
+    """The device, and whether `accelerate launch` has started several processes that share the work."""
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return {"device": str(state.device), "distributed": state.num_processes > 1}
 
 
 def _read(path: Path, *columns: str) -> pd.DataFrame:

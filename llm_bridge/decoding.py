@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm_bridge.batches import Run, buckets, device_of, evaluating, head_of, prefix_of, slides, unwrapped
+from llm_bridge.batches import buckets, halving, prefix_of
+from llm_bridge.models import Run, device_of, evaluating, head_of, slides, unwrapped
 
 RESOLUTION = 2.0**-26
 """In float64, where the tokens so far are less likely than this, fresh bits replace what remains of the uniform. In
@@ -37,7 +38,8 @@ def decode(
         what remains decides the next), as in an enumerable LM, and the stream goes on below a probability of 2^-26.
     temperature: logits are divided by it; top_p: only the smallest set of likeliest tokens of at least this mass.
 
-    Complexity: each distinct prompt is encoded once, then one pass a token with kept keys and values.
+    Complexity: each distinct prompt is encoded once, then one pass a token with kept keys and values. A batch for which
+    memory runs out is halved.
     Raises ValueError for encoder-decoder models, and arguments out of range.
     """
     if len(prompts) != len(uniforms):
@@ -64,19 +66,24 @@ def decode(
     batches = buckets(lengths, token_budget)
     if slides(inner):  # no padding between prompt and response
         batches = [[i for i in b if lengths[i] == n] for b in batches for n in {lengths[i] for i in b}]
+    largest = [float("inf")]
+
+    def rows(batch: list[int]) -> list[tuple[int, ...]]:
+        return _decoded(
+            inner,
+            head,
+            [tuple(prompts[i]) for i in batch],
+            np.array([float(uniforms[i]) for i in batch]),
+            max_new_tokens,
+            torch.tensor(sorted(end), device=device_of(inner)),
+            (temperature, top_p),
+        )
+
     with evaluating(inner, Run(autocast=autocast)):
         for batch in batches:
-            rows = _decoded(
-                inner,
-                head,
-                [tuple(prompts[i]) for i in batch],
-                np.array([float(uniforms[i]) for i in batch]),
-                max_new_tokens,
-                torch.tensor(sorted(end), device=device_of(inner)),
-                (temperature, top_p),
-            )
-            for i, row in zip(batch, rows, strict=True):
-                drawn[i] = row
+            for part, found in halving(batch, rows, lengths.__getitem__, largest):
+                for i, row in zip(part, found, strict=True):
+                    drawn[i] = row
     return drawn
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_bridge.batches import Run, distinct, head_of, response_states
+from llm_bridge.batches import distinct, response_states
+from llm_bridge.models import Run, head_of
 from llm_bridge.oracles import Judge, Scorer
 from llm_bridge.policy import LMPolicy
 from simbandit.draws import generator

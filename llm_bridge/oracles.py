@@ -16,9 +16,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llm_bridge.batches import buckets, device_of
+from llm_bridge import processes
+from llm_bridge.batches import buckets
 from llm_bridge.catalogue import Catalogue, prompt_numbers
 from llm_bridge.loading import encode_prompts, fingerprint, load_model, load_tokenizer, refuse_unsafe
+from llm_bridge.models import device_of
 from llm_bridge.scoring import sequence_log_probs
 from simbandit.draws import Round
 from simbandit.types import Contexts, Feedback
@@ -203,11 +205,14 @@ class PairJudge:
 class Cached:
     """A judge whose answers are kept by content in a JSONL file, next to the name of the judge.
 
+    distributed: of several processes the first one alone asks and keeps, and tells the others.
     Raises ValueError where the file belongs to another judge (a changed model, another template).
     """
 
-    def __init__(self, judge: Judge, path: str | Path | None = None):
-        self.judge, self.path, self.asked = judge, None if path is None else Path(path), 0
+    def __init__(self, judge: Judge, path: str | Path | None = None, *, distributed: bool = False):
+        follows = distributed and processes.rank() > 0
+        self.judge, self.path, self.asked = judge, None if path is None or follows else Path(path), 0
+        self.distributed = distributed
         self.held: dict[str, float] = {}
         self.name = judge.name
         if self.path is not None and self.path.exists():
@@ -226,6 +231,9 @@ class Cached:
             self.path.write_text(json.dumps({"judge": self.name}) + "\n")
 
     def __call__(self, asked: Asked) -> list[float]:
+        return processes.from_first(lambda: self._answers(asked)) if self.distributed else self._answers(asked)
+
+    def _answers(self, asked: Asked) -> list[float]:
         keys = [hashlib.sha256(json.dumps(question).encode()).hexdigest() for question in asked]
         new = {key: question for key, question in zip(keys, asked, strict=True) if key not in self.held}
         if new:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llm_bridge import checkpoints, loading
+from llm_bridge import checkpoints, loading, processes
 from llm_bridge.catalogue import Catalogue, TextWorld, prompt_numbers
 from llm_bridge.decoding import decode
 from llm_bridge.scoring import sequence_log_probs
@@ -55,6 +56,9 @@ class LMPolicy:
 
     checkpoints: a folder that keeps the weights after every fit. The same run started again then draws and asks as
     before (on a CPU bit for bit) and reads each fit that it finds instead of training, so it goes on where it was.
+    token_budget: tokens of a batch; None for what suits the device.
+    distributed: the processes that accelerate has started run the same loop and share the work: each draws, scores and
+        takes the gradient of its part; files are the first one's (see `processes`).
     """
 
     body: _Body
@@ -62,11 +66,12 @@ class LMPolicy:
     catalogue: Catalogue
     tokenizer: Any = None
     max_new_tokens: int = 32
-    token_budget: int = 4096
+    token_budget: int | None = None
     training: Training | None = field(default_factory=Training)
     fits: int = 0
     checkpoints: Path | None = None
     known: dict[tuple[int, int], float] = field(default_factory=dict)
+    distributed: bool = False
 
     @staticmethod
     def from_pretrained(
@@ -78,8 +83,9 @@ class LMPolicy:
         lora: int | Any | None = None,
         max_new_tokens: int = 32,
         capacity: int = 4096,
-        token_budget: int = 4096,
+        token_budget: int | None = None,
         training: Training | None = None,
+        distributed: bool = False,
         dtype: torch.dtype | str = "auto",
         device: str = "cpu",
         **options: Any,
@@ -112,6 +118,7 @@ class LMPolicy:
             capacity=capacity,
             token_budget=token_budget,
             training=training,
+            distributed=distributed,
         )
 
     @staticmethod
@@ -123,8 +130,9 @@ class LMPolicy:
         chat: bool = False,
         max_new_tokens: int = 32,
         capacity: int = 4096,
-        token_budget: int = 4096,
+        token_budget: int | None = None,
         training: Training | None = None,
+        distributed: bool = False,
     ) -> LMPolicy:
         """From a model in memory, which becomes the policy's own: its trainable parameters will change."""
         if tokenizer is not None:
@@ -143,6 +151,7 @@ class LMPolicy:
             max_new_tokens,
             token_budget,
             Training() if training is None else training,
+            distributed=distributed,
         )
 
     @property
@@ -178,17 +187,20 @@ class LMPolicy:
         self, prompts: Sequence[int], uniforms: Sequence[float], *, temperature: float = 1.0, top_p: float = 1.0
     ) -> list[tuple[int, ...]]:
         """Responses as token ids to prompts by number: a function of the policy, the prompt and its uniform."""
-        return decode(
+        asked = list(zip(prompts, uniforms, strict=True))
+        mine = processes.share(asked) if self.distributed else asked
+        drawn = decode(
             self.model,
-            [self.catalogue.prompts[x] for x in prompts],
-            uniforms,
+            [self.catalogue.prompts[x] for x, _ in mine],
+            [u for _, u in mine],
             max_new_tokens=self.max_new_tokens,
             end=self.catalogue.end,
             temperature=temperature,
             top_p=top_p,
-            token_budget=2 * self.token_budget,
+            token_budget=8192 if self.token_budget is None else 2 * self.token_budget,
             autocast=None if self.training is None else self.training.autocast,
         )
+        return processes.dealt(drawn) if self.distributed else drawn
 
     def fit(self, objective: DuelObjective) -> tuple[LMPolicy, FitInfo]:
         """Trains from these weights; see `Training`. The residual is the gradient's norm at the last step (a
@@ -203,14 +215,16 @@ class LMPolicy:
         held = digest = None
         if self.checkpoints is not None:
             digest = trainer.digest(objective, descent)
-            held = checkpoints.read(self.checkpoints, self.fits, digest, self.weights)
+            read = partial(checkpoints.read, self.checkpoints, self.fits, digest, self.weights)
+            held = processes.from_first(read) if self.distributed else read()
         if held is None:
             residual = self._trained(trainer, objective, descent)
             weights = self.body.snapshot()
-            if self.checkpoints is not None and digest is not None:
+            if self.checkpoints is not None and digest is not None and not (self.distributed and processes.rank()):
                 checkpoints.write(self.checkpoints, self.fits, digest, weights, float(residual))
         else:
-            weights, residual = held[0], torch.tensor([held[1]], dtype=torch.float64)
+            weights = [w.to(p.device) for w, p in zip(held[0], self.weights, strict=True)]
+            residual = torch.tensor([held[1]], dtype=torch.float64)
         fitted = dataclasses.replace(self, weights=weights, fits=self.fits + 1, known={})
         steps = torch.full_like(residual, float(descent.steps))
         return fitted, FitInfo(residual, torch.zeros_like(residual, dtype=torch.bool), steps)
@@ -231,6 +245,8 @@ class LMPolicy:
 
     def save(self, path: str | Path) -> None:
         """Model (an adapter's weights alone, with LoRA) and tokenizer in the standard format, safetensors."""
+        if self.distributed and processes.rank():
+            return
         self.model.save_pretrained(str(path))
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(str(path))
@@ -244,13 +260,16 @@ class LMPolicy:
             self.known.update(zip(new, self.scored(new).double().tolist(), strict=True))
 
     def scored(self, pairs: list[tuple[int, int]], gradients: bool = False) -> Tensor:
-        """Log-probabilities of (prompt, response) numbers under the weights that are in the model now, (n,)."""
-        autocast = None if self.training is None else self.training.autocast
+        """Log-probabilities of (prompt, response) numbers under the weights that are in the model now, (n,). Processes
+        share the work where no gradients are asked for."""
+        training = self.training
         return sequence_log_probs(
             self.model,
             [self.catalogue.prompts[x] for x, _ in pairs],
             [self.catalogue.tokens(x, a) for x, a in pairs],
             gradients=gradients,
             token_budget=self.token_budget,
-            autocast=autocast,
+            autocast=None if training is None else training.autocast,
+            compiled=training is not None and training.compiled,
+            distributed=self.distributed and not gradients,
         )

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from llm_bridge.batches import device_of
+from llm_bridge import processes
 from llm_bridge.catalogue import prompt_numbers
+from llm_bridge.models import device_of
 from simbandit.objective import Descent, DuelObjective
 from simbandit.types import Contexts
 
@@ -34,6 +35,8 @@ class Training:
     accumulate: tokens whose activations are held at once. Beyond it the gradient in the log-probabilities comes first
         (one more forward pass), then that of the weights part by part: the same gradient in less memory.
     clip: largest norm of a step's gradient. seed: of the minibatches.
+    autocast: compute in this dtype (mixed precision: weights and optimiser stay as they are). compiled: the body goes
+        through torch.compile.
     """
 
     descent: Descent = field(default_factory=lambda: Descent(steps=10, learning_rate=5e-4))
@@ -41,6 +44,7 @@ class Training:
     accumulate: int = 16384
     clip: float = 1.0
     autocast: torch.dtype | None = None
+    compiled: bool = False
     seed: int = 0
     progress: bool = False
 
@@ -130,32 +134,42 @@ class Trainer:
 
     def _backward(self, objective: DuelObjective, chosen: list[Tensor], share: float, *, fresh: bool) -> None:
         used = torch.cat([i[s.expand_as(i) > 0] for i, s in zip(self.index, chosen, strict=True)]).unique()
-        at_once = sum(self.tokens[i] for i in used.tolist()) <= self.training.accumulate
+        # with several processes each takes the gradient of its part, and the parts are summed
+        mine = processes.share(used.tolist()) if self.policy.distributed else used.tolist()
+        at_once = sum(self.tokens[i] for i in mine) <= self.training.accumulate
+        if self.policy.distributed:
+            at_once = all(processes.dealt([at_once]))
         score: Callable[..., Tensor] = self.policy.scored
-        named = [self.pairs[i] for i in used.tolist()]
         held = None
         if at_once:
-            held = score(named, gradients=True)
-            self.values[used] = held.detach().double()
+            held = score([self.pairs[i] for i in mine], gradients=True)
+            found = torch.zeros_like(self.values)
+            found[mine] = held.detach().double()
+            if self.policy.distributed:
+                processes.summed(found)
+            self.values[used] = found[used]
         elif fresh:
             with torch.no_grad():
-                self.values[used] = score(named).double()
+                self.values[used] = score([self.pairs[i] for i in used.tolist()]).double()
         slopes = self._slopes(objective)
         slope = torch.zeros_like(self.values)
         for index, part, weight in zip(self.index, slopes, chosen, strict=True):
             slope.index_add_(0, index.flatten(), (share * part * weight).flatten())
         if held is not None:
-            (slope[used].to(held.dtype) * held).sum().backward()
-            return
-        for part in self._parts(used):
-            values = score([self.pairs[i] for i in part], gradients=True)
-            (slope[part].to(values.dtype) * values).sum().backward()
+            if mine:
+                (slope[mine].to(held.dtype) * held).sum().backward()
+        else:
+            for part in self._parts(mine):
+                values = score([self.pairs[i] for i in part], gradients=True)
+                (slope[part].to(values.dtype) * values).sum().backward()
+        if self.policy.distributed:
+            processes.sum_gradients(self.policy.body.trainable)
 
-    def _parts(self, used: Tensor) -> list[list[int]]:
+    def _parts(self, used: list[int]) -> list[list[int]]:
         """Runs of pairs, prompt by prompt, of at most `accumulate` tokens."""
-        parts: list[list[int]] = [[]]
+        parts: list[list[int]] = [[]] if used else []
         held = 0
-        for i in sorted(used.tolist(), key=lambda i: self.pairs[i]):
+        for i in sorted(used, key=lambda i: self.pairs[i]):
             if parts[-1] and held + self.tokens[i] > self.training.accumulate:
                 parts.append([])
                 held = 0

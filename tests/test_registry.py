@@ -72,7 +72,7 @@ def test_a_direct_method_takes_its_losses_parameters_by_name():
         ({"anchor": "mirror"}, "anchor: 'mirror' needs a loss with a step_size"),
         (
             {"players": ("current", "nobody")},
-            "players: must be 'current' or 'previous' or .* or a Tilt or a Mixed or a Best or a Held or a Custom, got 'nobody'",
+            "players: must be 'current' or 'previous' or .* or a Tilt or .* or a Held or a Custom, got 'nobody'",
         ),
         ({"players": ("current",)}, "players: must hold 2 values"),
         ({"value_range": 0.0}, "value_range: must be 'unbounded' or a number > 0 or None, got 0.0"),
