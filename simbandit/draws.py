@@ -11,19 +11,23 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Law = Literal["uniform", "normal"]
+from simbandit import compiled
+
+Law = Literal["uniform", "normal", "direction"]
 BLOCK_NUMBERS = 2**14
 LONGEST_BLOCK = 256
 LOGGED = "offline/"  # the stream of logged data
 EVERY_REPLICATE = 2**32 - 1  # the key of objects that all replicates share
 
 
+@cache
 def block_length(numbers_per_round: int) -> int:
     """Rounds drawn at once: a power of two, at most 256, about 2^14 numbers a block."""
     return max(1, min(LONGEST_BLOCK, 2 ** ((BLOCK_NUMBERS // max(1, numbers_per_round)).bit_length() - 1)))
@@ -36,8 +40,26 @@ def generator(seed: int, replicate: int, purpose: str, *block: int) -> np.random
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
 
 
-def _fill(law: Law, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    return generator.random(shape) if law == "uniform" else generator.standard_normal(shape)
+def _fill(law: Law, seed: int, replicates: Sequence[int], key: str, *block: int, out: np.ndarray) -> None:
+    """out[:, i] of (L, R, ...) from the stream of replicates[i]. Compiled where it can be: the same bits, four times as
+    fast."""
+    purpose = f"{'normal' if law == 'direction' else law}/{key}"
+    if compiled.AVAILABLE and max(seed, *replicates, *block, 0) < 2**32:
+        entropy = np.array([seed, 0, zlib.crc32(purpose.encode()), *block], dtype=np.uint32)
+        rows = out.reshape(*out.shape[:2], -1)
+        compiled.fill(entropy, np.asarray(replicates, dtype=np.uint32), law != "uniform", rows)
+        if law == "direction":
+            compiled.unit(out.reshape(-1, out.shape[-1]))
+        return
+    for i, replicate in enumerate(replicates):
+        source = generator(seed, replicate, purpose, *block)
+        if law == "uniform":
+            out[:, i] = source.random(out[:, i].shape)
+        else:
+            drawn = source.standard_normal(out[:, i].shape)
+            if law == "direction":
+                drawn /= np.sqrt(np.einsum("...d,...d->...", drawn, drawn))[..., None]
+            out[:, i] = drawn
 
 
 class Draws:
@@ -59,13 +81,15 @@ class Draws:
 
     def once(self, purpose: str, *shape: int, law: Law = "normal") -> Tensor:
         """(R, *shape), another draw for every replicate."""
-        rows = [_fill(law, generator(self.seed, r, f"{law}/once/{purpose}"), shape) for r in self.replicates]
-        return torch.from_numpy(np.stack(rows)).to(self.device)
+        rows = np.empty((1, len(self.replicates), *shape))
+        _fill(law, self.seed, self.replicates, f"once/{purpose}", out=rows)
+        return torch.from_numpy(rows[0]).to(self.device)
 
     def shared(self, purpose: str, *shape: int, law: Law = "normal") -> Tensor:
         """(1, *shape), one draw that all replicates of this seed share."""
-        row = _fill(law, generator(self.seed, EVERY_REPLICATE, f"{law}/once/{purpose}"), shape)
-        return torch.from_numpy(row[None]).to(self.device)
+        row = np.empty((1, 1, *shape))
+        _fill(law, self.seed, [EVERY_REPLICATE], f"once/{purpose}", out=row)
+        return torch.from_numpy(row[0]).to(self.device)
 
     def at(self, t: int) -> Round:
         return Round(self, t)
@@ -77,12 +101,7 @@ class Draws:
         held = self._blocks.get(key)
         if held is None or held[0] != number:
             block = np.empty((length, len(self.replicates), *shape))
-            for i, replicate in enumerate(self.replicates):
-                block[:, i] = _fill(
-                    law,
-                    generator(self.seed, replicate, f"{law}/{self.stream}{purpose}", number),
-                    (length, *shape),
-                )
+            _fill(law, self.seed, self.replicates, self.stream + purpose, number, out=block)
             held = (number, torch.from_numpy(block).to(self.device))
             self._blocks[key] = held
         return held[1][offset]
@@ -106,3 +125,7 @@ class Round:
     def normal(self, purpose: str, *shape: int) -> Tensor:
         """(R, *shape)"""
         return self._draws._slice("normal", purpose, shape, self.t)
+
+    def direction(self, purpose: str, *shape: int) -> Tensor:
+        """(R, *shape), uniform on the unit sphere of the last axis: the normals of the same purpose, normalised."""
+        return self._draws._slice("direction", purpose, shape, self.t)

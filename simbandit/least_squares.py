@@ -3,7 +3,8 @@
 One place says which engine runs: `native` turns tensors into NumPy arrays on the CPU, where small operations cost a
 third of torch's and batched products of small matrices half, and leaves them alone on a GPU. The lines below are the
 same for both (`xp` is numpy or torch); the rank-one update is torch's in-place `addcmul_` on either, 2.5 times as fast
-as NumPy's two passes (measured at d = 16, 128 replicates).
+as NumPy's two passes (measured at d = 16, 128 replicates). Where numba is installed, scores and updates on the CPU are
+those of `compiled`, equal to rounding.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from simbandit import compiled
 
 
 def native(*tensors: Tensor) -> tuple[Any, ...]:
@@ -53,6 +56,7 @@ class LeastSquares:
         self._log_det = torch.zeros(lead, dtype=torch.float64, device=device)
         # The same memory as arrays of the engine in use: the hot path crosses between the two as rarely as it can.
         self._xp, self._array, self._theta = native(self._matrix, self._log_det.new_zeros(*lead, dim))
+        self._compiled = compiled.AVAILABLE and self._xp is np and not root
 
     @property
     def theta(self) -> Tensor:
@@ -78,29 +82,64 @@ class LeastSquares:
         """||phi||_inverse of features (R, B, A, d): (R, B, A)."""
         xp, f = native(phi)
         R, B, A, d = f.shape
+        if self.arms is not None and B == 1 and phi.stride(2) == 0 and not self.has_root:
+            x = f[:, 0, 0]  # all arms see one vector: a width is one long product of the matrix with x x'
+            outer = (x[:, :, None] * x[:, None]).reshape(R, d * d, 1)
+            squares = xp.matmul(self._array.reshape(R, self.arms, d * d), outer).reshape(R, 1, self.arms)
+            return tensor(xp.sqrt(abs(squares)))
         f = f.reshape(R, B * A, d) if self.arms is None else f.swapaxes(1, 2)  # (R, n, d) or (R, A, B, d)
         half = xp.matmul(f, self._array)
         squares = xp.einsum("...d,...d->...", half, half if self.has_root else f)
         squares = squares.reshape(R, B, A) if self.arms is None else squares.swapaxes(1, 2)
         return tensor(xp.sqrt(abs(squares)))  # negative by rounding only
 
+    def scores(self, phi: Tensor, radius: Tensor | float) -> Tensor:
+        """mean + radius * width of features (R, B, A, d), radius a number, (R,), or per arm (R, A): (R, B, A)."""
+        R, B, A, d = phi.shape
+        multiplier = torch.as_tensor(radius, dtype=phi.dtype, device=phi.device).expand(self._log_det.shape)
+        if not self._compiled:
+            return self.width(phi).mul_(multiplier.view(R, 1, -1)).add_(self.mean(phi))
+        out = np.empty((R, B, A))
+        if self.arms is None:
+            f = np.ascontiguousarray(phi.numpy()).reshape(R, B * A, d)
+            compiled.scores(f, self._theta, self._array, multiplier.numpy(), out.reshape(R, -1))
+        else:
+            f = np.ascontiguousarray(phi.numpy()[:, :, : 1 if phi.stride(2) == 0 else A])
+            compiled.own_scores(f, self._theta, self._array, multiplier.numpy(), out)
+        return torch.from_numpy(out)
+
     def observe(self, phi: Tensor, reward: Tensor, arm: Tensor | None = None) -> None:
         """phi (R, B, d), reward (R, B), and with own models per arm the actions, arm (R, B)."""
         xp, x, r = native(phi, reward)
         for b in range(r.shape[1]):
             self.n += 1
+            if self._compiled:
+                self._learn(x[:, b], r[:, b], None if self.arms is None or arm is None else arm[:, b].numpy())
+                continue
             if self.arms is None:
                 self._theta, b1 = self._step(self._matrix, self._array, self._theta, x[:, b], r[:, b])
                 self._log_det += tensor(xp.log(b1))
                 continue
             assert arm is not None
-            at = (torch.arange(len(r), device=reward.device), arm[:, b])
-            matrix, theta = self._matrix[at], self.theta.clone()
-            _, native_matrix, old = native(matrix, theta[at])
-            new, b1 = self._step(matrix, native_matrix, old, x[:, b], r[:, b])
-            theta[at], self._matrix[at] = tensor(new), matrix
-            self._log_det[at] += tensor(xp.log(b1))
-            _, self._theta = native(theta)
+            at = native(torch.arange(len(r), device=reward.device), arm[:, b])[1:]
+            matrix, theta = self._array[at], native(self.theta.clone())[1]
+            theta[at], b1 = self._step(tensor(matrix), matrix, theta[at], x[:, b], r[:, b])
+            self._array[at] = matrix
+            native(self._log_det)[1][at] += xp.log(b1)
+            self._theta = theta
+
+    def _learn(self, x: np.ndarray, r: np.ndarray, arm: np.ndarray | None) -> None:
+        R, d, models = len(r), self._array.shape[-1], self.arms or 1
+        theta = self._theta.copy()
+        self._theta = theta
+        compiled.learn(
+            x,
+            r,
+            np.zeros(R, dtype=np.int64) if arm is None else arm,
+            theta.reshape(R, models, d),
+            self._array.reshape(R, models, d, d),
+            self._log_det.numpy().reshape(R, models),
+        )
 
     def _step(self, matrix: Tensor, M: Any, theta: Any, x: Any, r: Any) -> tuple[Any, Any]:
         """Updates `matrix` (R, d, d), of which M is the array, in place; the new theta, and 1 + ||x||^2_inverse, by

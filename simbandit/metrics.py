@@ -67,11 +67,13 @@ def reward_regret(s: Snapshot) -> Tensor | None:
     """Expected reward lost by the actions played at the contexts drawn (mean over the batch and a duel's actions)."""
     if s.actions is None or s.contexts is None or s.actions.is_floating_point():
         return None
-    played = s.instance.rewards_of(s.contexts, s.actions).sum(-1) / s.actions.shape[-1]
+    played = s.instance.rewards_of(s.contexts, s.actions)
+    played = played[..., 0] if played.shape[-1] == 1 else played.mean(-1)
     if s.best_rewards is not None:
-        return (s.contexts.rows(s.best_rewards) - played).sum(-1) / played.shape[1]
-    lost = best_reward(s.instance.rewards(s.contexts), s.contexts.ref_log_probs) - played
-    return lost.sum(-1) / played.shape[1]
+        best = s.contexts.rows(s.best_rewards)
+    else:
+        best = best_reward(s.instance.rewards(s.contexts), s.contexts.ref_log_probs)
+    return (best - played).mean(-1)
 
 
 def _duel_gaps(s: Snapshot) -> Tensor | None:

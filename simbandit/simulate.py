@@ -206,6 +206,7 @@ class _Run:
             feedback=self.oracle.feedback,
             n_select=self.oracle.n_select,
             theta_bound=self.instance.theta_bound,
+            own_dim=getattr(self.instance, "own_dim", None),
             device=torch.device(device),
         )
         asked = metric_registry.defaults(self.instance, self.oracle) if metrics is None else metrics

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,8 @@ class Contexts:
     """A batch of contexts, (R, B): ids into a finite world's pool, or fresh ones that carry their own features.
 
     Never holds rewards. Features and reference log-probabilities are gathered only when asked for; an action that a
-    context does not offer (a ragged world) has reference log-probability -inf and features zero.
+    context does not offer (a ragged world) has reference log-probability -inf and features zero. `vector`: the x (R, B,
+    m) of features e_a (x) x, a disjoint model, which are written out only when asked for.
     """
 
     def __init__(
@@ -34,11 +36,12 @@ class Contexts:
         features: Tensor | None = None,
         ref_log_probs: Tensor | None = None,
         weights: Tensor | None = None,
+        vector: Tensor | None = None,
     ):
         if pool is None and ref_log_probs is None:
             raise ValueError("Contexts needs either `pool` and `index`, or its own `ref_log_probs`")
         self.index, self.pool, self.weights = index, pool, weights
-        self._features, self._ref_log_probs = features, ref_log_probs
+        self._features, self._ref_log_probs, self._vector = features, ref_log_probs, vector
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -53,15 +56,36 @@ class Contexts:
 
     @property
     def has_features(self) -> bool:
-        return (self.pool or self)._features is not None
+        held = self.pool or self
+        return held._features is not None or held._vector is not None
+
+    @property
+    def vector(self) -> Tensor | None:
+        """(R, B, m), where action a's features are e_a (x) vector; else None."""
+        held = (self.pool or self)._vector
+        return held if held is None or self.pool is None else self.rows(held)
 
     @property
     def features(self) -> Tensor:
         """(R, B, A, d)"""
-        held = (self.pool or self)._features
-        if held is None:
-            raise ValueError("this world has no features; give `features=` to the world or use a tabular policy")
+        held = (self.pool or self)._written()
         return held if self.pool is None else self.rows(held)
+
+    @property
+    def own_features(self) -> Tensor:
+        """(R, B, A, m): what a model per arm regresses on, the context's vector where it has one (a view), else the
+        action's features."""
+        x = self.vector
+        return self.features if x is None else x[:, :, None].expand(-1, -1, self.n_actions, -1)
+
+    def _written(self) -> Tensor:
+        """The features held, written out where only the contexts' vectors are."""
+        if self._features is None:
+            if self._vector is None:
+                raise ValueError("this world has no features; give `features=` to the world or use a tabular policy")
+            offered = (self.ref_log_probs > -torch.inf).to(self._vector.dtype)
+            self._features = (offered.diag_embed()[..., None] * self._vector[..., None, None, :]).flatten(-2)
+        return self._features
 
     @property
     def ref_log_probs(self) -> Tensor:
@@ -78,23 +102,24 @@ class Contexts:
             return table
         return table[torch.arange(table.shape[0], device=table.device)[:, None], self.index]
 
+    def own_features_of(self, actions: Tensor) -> Tensor:
+        """`own_features` of the given actions (R, B, k): (R, B, k, m)."""
+        x = self.vector
+        return self.features_of(actions) if x is None else x[:, :, None].expand(-1, -1, actions.shape[-1], -1)
+
     def features_of(self, actions: Tensor) -> Tensor:
         """Features of the given actions (R, B, k): (R, B, k, d), without gathering the rest."""
-        held = (self.pool or self)._features
-        if held is None:
-            raise ValueError("this world has no features; give `features=` to the world or use a tabular policy")
-        replicate = torch.arange(actions.shape[0], device=held.device)[:, None, None]
-        if self.pool is None:
-            return _picked(held, replicate, torch.arange(actions.shape[1], device=held.device)[:, None], actions)
+        held = (self.pool or self)._written()
+        R, B, _ = actions.shape
+        if held.device.type == "cpu":  # NumPy picks a few rows of a large table eight times as fast as torch
+            where = np.arange(B)[:, None] if self.pool is None else self._index().numpy()[..., None]
+            return torch.from_numpy(held.numpy()[np.arange(R)[:, None, None], where, actions.numpy()])
+        where = torch.arange(B, device=held.device)[:, None] if self.pool is None else self._index()[..., None]
+        return held[torch.arange(R, device=held.device)[:, None, None], where, actions]
+
+    def _index(self) -> Tensor:
         assert self.index is not None
-        return _picked(held, replicate, self.index[..., None], actions)
-
-
-def _picked(table: Tensor, *index: Tensor) -> Tensor:
-    """table[index]; on the CPU by NumPy, which picks a few rows of a large table eight times as fast as torch."""
-    if table.device.type != "cpu":
-        return table[index]
-    return torch.from_numpy(table.numpy()[tuple(i.numpy() for i in index)])
+        return self.index
 
 
 @dataclass(frozen=True)
@@ -113,6 +138,7 @@ class Setting:
     feedback: Feedback
     n_select: int
     theta_bound: float | None = None  # the B of ||theta*|| <= B, where the world tells it
+    own_dim: int | None = None  # numbers in an action's `own_features`, what a model per arm regresses on
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 

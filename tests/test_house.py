@@ -13,7 +13,7 @@ PACKAGE = Path(simbandit.__file__).parent
 ROOT = PACKAGE.parent
 
 FLOORS = (
-    ("types", "draws", "solvers", "objective", "equilibrium"),
+    ("types", "compiled", "draws", "solvers", "objective", "equilibrium"),
     ("fits",),
     ("policies", "oracles", "worlds", "zero_sum", "trees"),
     ("estimators", "least_squares", "design", "off_policy", "data"),

@@ -19,4 +19,4 @@ def make(dim: int, arms: int) -> Learner:
     return choose, lambda x, a, r: learner.learn(None, offered[a], r, 1.0)
 
 
-run(coba.__version__, make, shared=True)
+run(coba.__version__, make, "shared")

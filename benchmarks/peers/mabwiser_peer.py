@@ -24,4 +24,4 @@ def make(dim: int, arms: int) -> Learner:
     return choose, learn
 
 
-run(version("mabwiser"), make, shared=False)
+run(version("mabwiser"), make, "disjoint")

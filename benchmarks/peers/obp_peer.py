@@ -35,4 +35,4 @@ def make(dim: int, arms: int) -> Learner:
     return choose, lambda x, a, r: policy.update_params(action=a, reward=r, context=x[None])
 
 
-run("0.5.7", make, shared=False)
+run("0.5.7", make, "disjoint", last=True)

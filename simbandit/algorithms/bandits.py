@@ -38,13 +38,14 @@ class _State:
 
 def start(setting: Setting, ridge: float, *, disjoint: bool = False, root: bool = False) -> _State:
     assert setting.dim is not None
-    arms = setting.n_actions if disjoint else None
-    model = LeastSquares(setting.replicates, setting.dim, ridge, setting.device, arms=arms, root=root)
+    arms, dim = (setting.n_actions, setting.own_dim or setting.dim) if disjoint else (None, setting.dim)
+    model = LeastSquares(setting.replicates, dim, ridge, setting.device, arms=arms, root=root)
     return _State(setting, model)
 
 
 def learn(model: LeastSquares, contexts: Contexts, actions: Tensor, feedback: Tensor) -> None:
-    model.observe(contexts.features_of(actions)[:, :, 0], feedback, actions[..., 0])
+    read = contexts.features_of if model.arms is None else contexts.own_features_of
+    model.observe(read(actions)[:, :, 0], feedback, actions[..., 0])
 
 
 def information(model: LeastSquares, radius: Tensor | float | None = None) -> Info:
@@ -72,8 +73,8 @@ class LinUCB:
         sqrt(ridge) S (OFUL, Theorem 2, first form); "bound" = noise_std sqrt(d log((1 + t L^2 / ridge) / delta)) +
         sqrt(ridge) S (the second form, which needs ||phi|| <= L = feature_bound, and warns with the measured norm where
         it does not hold); "theory" is "determinant", the smaller one. S: the world's bound on ||theta*||; delta = .05.
-    model: "shared" (one theta for all actions) or "disjoint" (one ridge regression per action on that action's own
-        features: what obp and mabwiser run).
+    model: "shared" (one theta for all actions) or "disjoint" (one ridge regression per action, on that action's own
+        features or, in a world of "per_arm" features e_a (x) x, on x: what obp and mabwiser run).
     Guarantee (OFUL, Theorem 3), for noise_std-sub-Gaussian rewards, ||theta*|| <= S, ||phi|| <= L and a theory radius:
     with probability 1 - delta, regret <= 4 sqrt(T d log(ridge + T L / d)) (sqrt(ridge) S + noise_std sqrt(2 log(1 /
     delta) + d log(1 + T L / (ridge d)))). The tuned radius has none. Deviations: with batch_size > 1 all actions of a
@@ -107,10 +108,8 @@ class LinUCB:
     def select(self, state: _State, contexts: Contexts, draws: Round) -> Tensor:
         if state.setting.contexts is None:
             self._check_norms(state, contexts)
-        phi, radius = contexts.features, state.radius
-        if isinstance(radius, Tensor):
-            radius = radius.view(len(radius), 1, -1)
-        scores = state.model.width(phi).mul_(radius).add_(state.model.mean(phi))
+        phi = contexts.features if state.model.arms is None else contexts.own_features
+        scores = state.model.scores(phi, state.radius)
         return choose(scores, contexts, draws.uniform("ties", contexts.shape[1]))[..., None]
 
     def update(

@@ -7,9 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from simbandit import compiled
 from simbandit.least_squares import linear, native, tensor
 from simbandit.policies import Rows, argmax
 from simbandit.types import Contexts
@@ -24,7 +26,8 @@ class GreedyPolicy(Rows):
     theta: Tensor
 
     def rows(self, contexts: Contexts) -> Tensor:
-        return argmax(linear(contexts.features, self.theta), contexts.ref_log_probs)
+        features = contexts.own_features if self.theta.ndim == 3 else contexts.features
+        return argmax(linear(features, self.theta), contexts.ref_log_probs)
 
 
 def choose(scores: Tensor, contexts: Contexts, uniforms: Tensor) -> Tensor:
@@ -45,6 +48,10 @@ def choose_pair(scores: Tensor, contexts: Contexts, uniforms: Tensor) -> Tensor:
 
 
 def _pick(xp: Any, scores: Any, uniforms: Any) -> Any:
+    if compiled.AVAILABLE and xp is np:
+        out = np.empty(uniforms.shape, dtype=np.int64)
+        compiled.pick(scores.reshape(-1, scores.shape[-1]), uniforms.reshape(-1), TIE, out.reshape(-1))
+        return out
     best = xp.amax(scores, -1)
     tied = scores >= (best - TIE * (1 + abs(best)))[..., None]
     number = tied.sum(-1)

@@ -43,6 +43,7 @@ class Realisation:
     evaluation: the contexts over which the truth is taken: the pool, or a fixed sample shared by all
         replicates;
     theta_bound: a bound on ||theta*|| that learners are told (the B of the theorems), or None;
+    own_dim: numbers that a model per arm regresses on, where these are not all `dim` features;
     theta (R, d): rewards are <features, theta>, or None; reward_table (R, X, A): rewards of the pool, or
     None. What replicates share is expanded, not copied. Absent actions (reference -inf) have reward 0 and
     features 0. draws: the streams that it came from, for oracles with random objects of their own.
@@ -57,6 +58,7 @@ class Realisation:
     theta: Tensor | None = None
     reward_table: Tensor | None = None
     theta_bound: float | None = None
+    own_dim: int | None = None
     fresh: Callable[[Round, int], Contexts] | None = None
     draws: Draws | None = None
     _seen: list[tuple[Contexts, Tensor]] = field(default_factory=list, init=False, repr=False)
@@ -84,7 +86,7 @@ class Realisation:
             raise ValueError("this world has no rewards; give `rewards=` to the world or use a preference table")
         if self._seen and self._seen[0][0] is contexts:  # the oracle and the metrics ask about the same fresh contexts
             return self._seen[0][1]
-        rewards = _linear(contexts.features, self.theta)
+        rewards = linear_rewards(contexts, self.theta)
         self._seen[:] = [(contexts, rewards)]
         return rewards
 
@@ -182,13 +184,19 @@ def _positive(kl_coef: float) -> float:
     return kl_coef
 
 
-def _linear(features: Tensor, theta: Tensor) -> Tensor:
-    """<features, theta>, (R, B, A, d) and (R, d): (R, B, A). On the CPU by NumPy, whose batched product is faster than
-    torch's here and does not depend on the size of the batch."""
-    R, B, A, d = features.shape
-    if features.device.type != "cpu":
-        return (features @ theta[:, None, :, None]).squeeze(-1)
-    return torch.from_numpy(np.matmul(features.numpy().reshape(R, B * A, d), theta.numpy()[..., None])).view(R, B, A)
+def linear_rewards(contexts: Contexts, theta: Tensor) -> Tensor:
+    """<features, theta> of every action, theta (R, d): (R, B, A); 0 for absent ones. On the CPU by NumPy, whose batched
+    product is faster than torch's here and does not depend on the size of the batch."""
+    x = contexts.vector
+    if x is not None:
+        rewards = _product(x, theta.reshape(len(theta), -1, x.shape[-1]).mT)
+        return torch.where(torch.isneginf(contexts.ref_log_probs), 0.0, rewards)
+    R, B, A, d = contexts.features.shape
+    return _product(contexts.features.reshape(R, B * A, d), theta[..., None]).view(R, B, A)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    return torch.from_numpy(np.matmul(left.numpy(), right.numpy())) if left.device.type == "cpu" else left @ right
 
 
 def _expect(log_probs: Tensor, values: Tensor) -> Tensor:

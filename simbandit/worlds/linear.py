@@ -16,7 +16,7 @@ from torch import Tensor
 from simbandit.draws import Draws, Round
 from simbandit.types import Contexts
 from simbandit.worlds import arrays
-from simbandit.worlds.instance import Realisation, replicates_of
+from simbandit.worlds.instance import Realisation, linear_rewards, replicates_of
 
 FeatureLaw = Literal["sphere", "ball", "gaussian", "signs", "one_hot", "per_arm"]
 ThetaLaw = Literal["sphere", "gaussian", "box", "signs", "gem"]
@@ -30,6 +30,12 @@ class Source(NamedTuple):
 
     normal: Callable[..., Tensor]
     uniform: Callable[..., Tensor]
+    direction: Callable[..., Tensor]
+
+
+def source(draw: Callable[..., Tensor]) -> Source:
+    """Of `Draws.once` or `Draws.shared`."""
+    return Source(partial(draw, law="normal"), partial(draw, law="uniform"), partial(draw, law="direction"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +47,8 @@ class LinearWorld:
     features: a law, independent over contexts and actions: "sphere" (unit norm), "ball" (uniform in the unit
         ball), "gaussian" (N(0, I)), "signs" ({-1, 1}^d, norm sqrt(d)); "one_hot" (e_a, dim = n_actions; or
         e_(x,a), dim = n_contexts * n_actions: a tabular world); "per_arm", the disjoint model r = <x,
-        theta_a> with x on the unit sphere, written as e_a (x) x, dim = n_actions * size of x (action a owns
-        coordinates a*size ... (a+1)*size - 1); or an array (X, A, d).
+        theta_a> with x on the unit sphere, features e_a (x) x (held as x), dim = n_actions * size of x (action a
+        owns coordinates a*size ... (a+1)*size - 1); or an array (X, A, d).
     theta: a law, "sphere", "gaussian" (N(0, I)), "box" (uniform on [0, 1]^d), "signs", "gem" (1 in the last
         coordinate, uniform on [0, 1/2] elsewhere), scaled to the norm `theta_norm`; with theta_norm=None the
         law's own norm (1 on the sphere) times `theta_scale`. Or a vector (d,), used as it is.
@@ -124,19 +130,21 @@ class LinearWorld:
         n = self.n_contexts
         arrays.affordable("replicates", replicates * self._numbers(), f"{replicates:,} replicates' tables")
         draw = draws.shared if self.fixed else draws.once
-        own = Source(partial(draw, law="normal"), partial(draw, law="uniform"))
+        own = source(draw)
         theta = self._theta(own, draws.device).expand(replicates, -1)
 
         if n is None:
-
-            def fresh(now: Round, batch_size: int) -> Contexts:
-                return self._contexts(Source(now.normal, now.uniform), batch_size, theta, draws.device)
-
-            seed = Source(partial(draws.shared, law="normal"), partial(draws.shared, law="uniform"))
+            seed = source(draws.shared)
             uniform = torch.full(
                 (1, self.n_evaluation), 1 / self.n_evaluation, dtype=torch.float64, device=draws.device
             )
             evaluation = self._contexts(seed, self.n_evaluation, theta, draws.device, uniform.expand(replicates, -1))
+            same = None if self._has_law("reference", "anti_aligned", "softmax") else evaluation.ref_log_probs[:, :1]
+
+            def fresh(now: Round, batch_size: int) -> Contexts:
+                drawn = Source(now.normal, now.uniform, now.direction)
+                return self._contexts(drawn, batch_size, theta, draws.device, reference=same)
+
             return Realisation(
                 replicates,
                 self.n_actions,
@@ -145,6 +153,7 @@ class LinearWorld:
                 evaluation,
                 theta=theta,
                 theta_bound=self._theta_bound(self.dim),
+                own_dim=self._own_dim(),
                 fresh=fresh,
                 draws=draws,
             )
@@ -152,8 +161,10 @@ class LinearWorld:
         law = arrays.shared(self._context_probabilities(), draws.device).expand(replicates, -1)
         index = torch.arange(n, device=draws.device).expand(replicates, -1)
         pool = self._contexts(own, n, theta, draws.device, law, index)
-        rewards = (pool.features @ theta[:, None, :, None]).squeeze(-1)
-        if pool.features.stride(0) == theta.stride(0) == 0:  # the same table for all: keep one
+        rewards = linear_rewards(pool, theta)
+        if pool.has_features and (pool.vector if pool.vector is not None else pool.features).stride(
+            0
+        ) == 0 == theta.stride(0):
             rewards = rewards[:1].clone().expand(replicates, -1, -1)
         return Realisation(
             replicates,
@@ -165,6 +176,7 @@ class LinearWorld:
             theta=theta,
             reward_table=rewards,
             theta_bound=self._theta_bound(self.dim),
+            own_dim=self._own_dim(),
             draws=draws,
         )
 
@@ -176,40 +188,48 @@ class LinearWorld:
         device: torch.device,
         weights: Tensor | None = None,
         index: Tensor | None = None,
+        reference: Tensor | None = None,
     ) -> Contexts:
-        """`size` contexts per replicate: their features, and the reference that goes with them."""
+        """`size` contexts per replicate: their features, and the reference that goes with them (the given one)."""
         replicates = len(theta)
-        features = self._features(source, size, device)
-        ref = self._reference(source, size, features, theta)
-        if isinstance(self.reference, np.ndarray):
-            features = features * (ref > -torch.inf)[..., None]
-        return Contexts(
-            index=index,
-            features=features.expand(replicates, size, -1, -1),
-            ref_log_probs=ref.expand(replicates, size, -1),
-            weights=weights,
-        )
+        features = vector = None
+        if self._own_dim() < self.dim:
+            vector = source.direction("features", size, self._own_dim()).expand(replicates, size, -1)
+        else:
+            features = self._features(source, size, device)
+
+        def held(ref: Tensor, features: Tensor | None = features) -> Contexts:
+            each = None if features is None else features.expand(replicates, size, -1, -1)
+            ref = ref.expand(replicates, size, -1)
+            return Contexts(index=index, features=each, vector=vector, ref_log_probs=ref, weights=weights)
+
+        if reference is None:
+            every = torch.zeros(1, 1, self.n_actions, dtype=torch.float64, device=device)
+            reference = self._reference(source, size, lambda: linear_rewards(held(every), theta), device)
+        if features is not None and isinstance(self.reference, np.ndarray):
+            features = features * (reference > -torch.inf)[..., None]
+        return held(reference, features)
+
+    def _own_dim(self) -> int:
+        """Numbers in an action's features that are not zero by the law."""
+        return self.dim // self.n_actions if self._has_law("features", "per_arm") else self.dim
 
     def _features(self, source: Source, size: int, device: torch.device) -> Tensor:
         """(R or 1, size or 1, A, d)"""
         arms, dim = self.n_actions, self.dim
         if isinstance(self.features, np.ndarray):
             return arrays.shared(self.features, device)
-        match cast(FeatureLaw, self.features):
+        match cast(FeatureLaw, self.features):  # "per_arm" never comes here
             case "sphere":
-                return _unit(source.normal("features", size, arms, dim))
+                return source.direction("features", size, arms, dim)
             case "ball":
                 radius = source.uniform("features/radius", size, arms, 1) ** (1 / dim)
-                return _unit(source.normal("features", size, arms, dim)) * radius
+                return source.direction("features", size, arms, dim) * radius
             case "gaussian":
                 return source.normal("features", size, arms, dim)
             case "signs":
                 return torch.where(source.uniform("features", size, arms, dim) < 0.5, -1.0, 1.0).double()
-            case "per_arm":
-                x = _unit(source.normal("features", size, dim // arms))
-                arm = torch.eye(arms, dtype=torch.float64, device=device)
-                return (arm[:, :, None] * x[..., None, None, :]).flatten(-2)
-            case "one_hot":
+            case _:  # "one_hot"
                 return torch.eye(dim, dtype=torch.float64, device=device).view(1, dim // arms, arms, dim)
 
     def _theta(self, source: Source, device: torch.device) -> Tensor:
@@ -218,7 +238,7 @@ class LinearWorld:
             return arrays.shared(self.theta, device)
         match cast(ThetaLaw, self.theta):
             case "sphere":
-                theta = _unit(source.normal("theta", self.dim))
+                theta = source.direction("theta", self.dim)
             case "gaussian":
                 theta = source.normal("theta", self.dim)
             case "box":
@@ -230,18 +250,19 @@ class LinearWorld:
                 theta[:, -1] = 1.0
         return theta * self.theta_scale if self.theta_norm is None else _unit(theta) * self.theta_norm
 
-    def _reference(self, source: Source, size: int, features: Tensor, theta: Tensor) -> Tensor:
+    def _reference(self, source: Source, size: int, rewards: Callable[[], Tensor], device: torch.device) -> Tensor:
         """Log-probabilities, (R or 1, size or 1, A)"""
         if isinstance(self.reference, np.ndarray):
-            table = arrays.shared(self.reference, features.device).log()
+            table = arrays.shared(self.reference, device).log()
             return table if table.ndim == 3 else table[:, None]
         match cast(ReferenceLaw, self.reference):
             case "uniform":
-                logits = features.new_zeros(1, 1, self.n_actions)
+                logits = torch.zeros(1, 1, self.n_actions, dtype=torch.float64, device=device)
             case "skewed":
-                logits = -self.reference_strength * torch.arange(self.n_actions).to(features).view(1, 1, -1)
+                numbers = torch.arange(self.n_actions, dtype=torch.float64, device=device)
+                logits = -self.reference_strength * numbers.view(1, 1, -1)
             case "anti_aligned":
-                logits = -self.reference_strength * (features @ theta[:, None, :, None]).squeeze(-1)
+                logits = -self.reference_strength * rewards()
             case "softmax":
                 logits = self.reference_strength * source.normal("reference", size, self.n_actions)
         return torch.log_softmax(logits, -1)
