@@ -14,11 +14,11 @@ at most by a quarter of a reward: a method of rewards that succeeds has a larger
 
 Found (8 replicates, four minutes on one core): INPO ends at .12 and .15 of its first gap, IPO-MD at .04 and .06, with
 either annotator. INPO's first round raises the gap a little, so that "in every round" and "tenfold" (seen before at
-other sizes) fail or stay undecided here. DPO's gap grows ninefold and XPO's eighteenfold with the circulation, and under
-Bradley-Terry too, where both reach for their own target: DPO's suboptimality falls to .03 of its start, XPO's to a third
-by round ten and is undecided at the end (.75, interval .25 to 1.5), as single replicates run away. SAIL-PR moves away
-from both targets; we did not separate why (its gradient through the sampling law is right at the policy that drew the
-duels, and here 30 steps are taken from there).
+other sizes) fail or stay undecided here. DPO's gap grows ninefold and XPO's eighteenfold with the circulation, and so
+they do under Bradley-Terry, where both reach for their own target: DPO's suboptimality falls to .03 of its start; XPO's
+is undecided at the end (.75 on average, interval .25 to 1.5), as single replicates run away. SAIL-PR moves away from
+both targets; we did not separate why (its gradient through the sampling law is right at the policy that drew the duels,
+and here 30 steps are taken from there).
 
 What differs from the papers: an inexact fit of all weights in place of the argmin, no bound on log-ratios (a network
 has no box), and SAIL's single gradient step is the 30 steps that every row gets.
