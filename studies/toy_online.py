@@ -5,7 +5,7 @@ as it is run on language models (2312.11456, 2405.07863): online DPO's main agen
 policy at temperature 1.3, or best and worst of 8 by the policy's own implied reward. The model is a two-layer Llama of
 width 48, trained for 400 steps on the template grammar (`llm_bridge.toy`); 16 prompts, responses of up to 24 tokens.
 
-Grid. Six rows with the first annotator, four with the second: Bradley-Terry with the text's true reward at temperature
+Grid. Six rows with the first annotator, three with the second: Bradley-Terry with the text's true reward at temperature
 1/4 (grammatical, on topic, pleasant, not long-winded), and raters of whom half go by it and half are intransitive (the
 number of words modulo 3). kl_coef .2; 4 rounds of 320 duels; every fit is 25 steps of AdamW at .001 on minibatches of
 128 duels, from the last weights; SAIL's step is those steps too. 96 responses, drawn with the same uniforms every time,
@@ -46,7 +46,7 @@ ROWS = {
     "gshf_dpo": "GSHF-DPO, temperature",
     "gshf_dpo_best_worst": "GSHF-DPO, best/worst of 8",
 }
-PLAYED = ("inpo", "online_dpo", "xpo", "gshf_dpo")  # with the raters
+PLAYED = ("inpo", "online_dpo", "gshf_dpo")  # with the raters
 REWARD, RATERS = "reward", "raters"
 J, VALUE = "J", "value of the game"
 
