@@ -9,8 +9,8 @@ No paper's figure. Five shortcuts, and where they are found:
     pairs       the best against the worst of 8 draws by the policy's own implied reward, labels asked, where the
                 analysis draws two responses (2405.07863; INPO's LM runs, 2407.00617)
     length      IPO with each log-ratio divided by its response's tokens (TRL's DPOTrainer), where eq. 17 of 2310.12036
-                has whole responses; `normalised, rescaled` multiplies kl_coef by the reference's mean length, so that the
-                average weight of the KL is the faithful one
+                has whole responses; `normalised, rescaled` multiplies kl_coef by the reference's mean length, so that
+                the average weight of the KL is the faithful one
     KL          the gradient of the sum over positions of KL(pi(.|prefix) || ref(.|prefix)) with the prefixes' law held
                 fixed (TRL's Nash-MD: each token has its own log-ratio only), where KL of whole responses also charges a
                 token for the log-ratios that come after it (2312.00886). Both are 0 at the reference and have the same
