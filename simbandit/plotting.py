@@ -353,8 +353,8 @@ def overlay(
     ax.plot(x[valid], y[valid], ".", color=GREY, markersize=4)
     reasons = tuple(dict.fromkeys(reason for each in broken for reason in each))
     if ax.get_yscale() == "log":  # room for the name
-        low, high = ax.get_ylim()
-        ax.set_ylim(min(low, y.min() / 4), max(high, y.max() * 4))
+        (low, high), factor = ax.get_ylim(), 12 if reasons else 4
+        ax.set_ylim(min(low, y.min() / factor), max(high, y.max() * factor))
     above = bound.side == "upper"
     end = -1 if (y[-1] > y[0]) == above else 0  # where the line bends away from its name
     ax.annotate(

@@ -14,11 +14,20 @@ OFUL's where rewards may exceed 1. The last panel asks duels of the signed conte
 
 Rules, the same everywhere, not tuned to a sweep: LinUCB, LinTS and SquareCB with their defaults, OFUL with its
 determinant's radius; under KL greedy sampling with the ridge noise^2 / prior variance (there the Bayes rule) and KL-UCB
-with the theorem's radius; with duels GSHF (its enhancer), greedy (pi_t, pi_ref) and uniform duels, their defaults. Each
-horizon is a run of its own. Exponents are slopes over the swept values (some over a part, as their claims say), by the
-bootstrap over replicates: 64, and 256 where the lower bound is near (gap, kl_coef, T under KL; raised after a first run
-with 64, whose intervals of some ratios contained 1; KL-UCB with radius 1 was dropped then: the two actions of a signed
-context are equally wide, so that the bonus cancels).
+with the theorem's radius (the two actions of a signed context are equally wide, so that its bonus cancels); with duels
+GSHF (its enhancer), greedy (pi_t, pi_ref) and uniform duels, their defaults. Each horizon is a run of its own.
+Exponents are slopes over the swept values (some over a part, as their claims say), by the bootstrap over replicates.
+The duels were added after a first run, and KL-UCB with radius 1 dropped (the same numbers, for the bonus cancels).
+
+Found (64 replicates): no bound is broken. OFUL's regret is 1 to 3 % of what Theorem 3 allows. On the cube every rule
+pays d sqrt(T), with exponents of 1.0 to 1.2 in d (their intervals leave 1 +- .1: undecided) and .46 to .49 in T, at 25
+to 29 times the lower bound or more. A random best arm costs 1.6 to 1.8 times its lower bound where the two are closest;
+the exponent in K is .8 to .9, above the bound's .5. Over the gap regret rises in proportion while the gap is too small
+to be seen, peaks near .2 and falls; OFUL's wide radius has not reached 1 / gap by .8 (exponent -.35: fails). Over the
+reward scale optimism and LinTS hardly move, SquareCB grows (.7) because the range divides its gamma. Under KL the lower
+bound is sharp: greed's regret is 1.07 times it where closest (interval .93 to 1.25: that it lies above is undecided, as
+is 10 % at kl_coef 5, 1.80 against 1.64), falls like kl_coef^-.88 beyond 1 (undecided against -1) and grows like log T.
+With duels the best rule pays 3.6 times the lower bound; GSHF's exploration costs up to three times greed's regret here.
 """
 
 from __future__ import annotations
@@ -43,7 +52,7 @@ from simbandit.worlds import LinearWorld
 T, SHORT = 2000, 1000
 REWARD, KL = "cumulative_reward_regret", "cumulative_suboptimality"
 UCB, OFUL, TS, SQUARE = "LinUCB", "OFUL", "LinTS", "SquareCB"
-GREEDY, KLUCB = "greedy (KL)", "KL-UCB"
+GREEDY, KLUCB = "greedy (KL)", "KL-UCB, theory"
 GSHF, GREEDY_DUELS, UNIFORM = "GSHF (duels)", "greedy (duels)", "uniform (duels)"
 REWARDED, REGULARISED, DUELLING = (UCB, OFUL, TS, SQUARE), (GREEDY, KLUCB), (GSHF, GREEDY_DUELS, UNIFORM)
 BATCH = 8  # duels a round
@@ -84,7 +93,6 @@ class Sweep:
     world: Callable[[Parameters], LinearWorld]
     bounds: tuple[Bound, ...]
     rules: tuple[str, ...] = REWARDED
-    more: int = 1  # times the study's replicates
 
     @property
     def metric(self) -> str:
@@ -147,7 +155,6 @@ SWEEPS: dict[str, Sweep] = {
         of_gap,
         random_arm,
         (bounds.OFUL_GAP, bounds.RANDOM_ARM),
-        more=4,
     ),
     "scale": Sweep("ordinary world", "scale", (0.1, 0.3, 1.0, 3.0, 10.0), of_scale, ordinary, (bounds.OFUL,)),
     "kl_coef": Sweep(
@@ -158,7 +165,6 @@ SWEEPS: dict[str, Sweep] = {
         signed_contexts,
         (bounds.KL_UCB, bounds.KL_CONTEXTS),
         REGULARISED,
-        more=4,
     ),
     "T, KL": Sweep(
         "signed contexts, KL",
@@ -168,7 +174,6 @@ SWEEPS: dict[str, Sweep] = {
         signed_contexts,
         (bounds.KL_UCB, bounds.KL_CONTEXTS),
         REGULARISED,
-        more=4,
     ),
     "kl_coef, duels": Sweep(
         "signed contexts, duels",
@@ -214,7 +219,7 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> list[Simulation]:
                     rule(one, p),
                     rounds=rounds,
                     batch_size=batch,
-                    replicates=settings.replicates if settings.smoke else sweep.more * settings.replicates,
+                    replicates=settings.replicates,
                     seed=settings.seed,
                     metrics=[sweep.metric],
                     record=[rounds],
@@ -293,6 +298,9 @@ CLAIMS: tuple[Claim, ...] = (
 )
 
 
+HEIGHTS = {"d": 0.69, "K": 0.56, "gap": 0.56, "scale": 0.5, "kl_coef, duels": 0.11}  # of the legends, clear of the lines
+
+
 def plot(frame: pd.DataFrame) -> Figure:
     figure, axes = plotting.panels(columns=3, rows=3, height=2.5)
     looks = plotting.lines((*REWARDED, *REGULARISED)) | plotting.lines(DUELLING)
@@ -311,7 +319,14 @@ def plot(frame: pd.DataFrame) -> Figure:
             looks=looks,
             legend=False,
         )
-        ax.legend(loc="center", bbox_to_anchor=(0.5, 0.6), ncols=2, fontsize=6, title="exponent", title_fontsize=6)
+        ax.legend(
+            loc="center",
+            bbox_to_anchor=(0.5, HEIGHTS.get(name, 0.64)),
+            ncols=2,
+            fontsize=6,
+            title="exponent",
+            title_fontsize=6,
+        )
         ax.set_title(f"({letter}) {sweep.title}")
         ax.set_ylabel("regret [reward]" if sweep.metric == REWARD else "KL regret [reward]")
     shown = {
