@@ -104,13 +104,20 @@ def _beside(state: Any, layer: Any, magnitude: Any, x: Any) -> Any:
 
 
 @exact
-def fill(entropy: Any, replicates: Any, normal: bool, out: Any) -> None:
-    """Fills out[:, r] of (L, R, n) from the stream keyed by `entropy`, whose second word becomes replicates[r]:
-    uniforms on [0, 1), or standard normals by Marsaglia and Tsang's ziggurat in NumPy's form."""
+def seed(entropy: Any, replicates: Any, states: Any) -> None:
+    """states[r] (R, 4): the start of the stream keyed by `entropy`, whose second word becomes replicates[r]."""
+    for r in range(len(replicates)):
+        entropy[1] = replicates[r]
+        states[r, 0], states[r, 1], states[r, 2], states[r, 3] = _seeded(entropy)
+
+
+@exact
+def fill(states: Any, normal: bool, out: Any) -> None:
+    """Fills out[:, r] of (L, R, n) from states[r], which moves on: uniforms on [0, 1), or standard normals by Marsaglia
+    and Tsang's ziggurat in NumPy's form."""
     L, R, n = out.shape
     for r in range(R):
-        entropy[1] = replicates[r]
-        state = _seeded(entropy)
+        state = (states[r, 0], states[r, 1], states[r, 2], states[r, 3])
         for t in range(L):
             row, i = out[t, r], 0
             if not normal:
@@ -128,6 +135,7 @@ def fill(entropy: Any, replicates: Any, normal: bool, out: Any) -> None:
                     x, state = _beside(state, layer, magnitude, x)
                 row[i] = x
                 i += not np.isnan(x)
+        states[r, 0], states[r, 1], states[r, 2], states[r, 3] = state
 
 
 # ------------------------------------------------------------------------------------------------------ linear bandits
