@@ -12,7 +12,15 @@ import torch
 from simbandit import Problem, algorithms, oracles, simulate, worlds
 
 WORLD = worlds.LinearWorld(20, 10, 5)
-CONVEX = ("online_dpo", "online_ipo", "inpo", "dno")
+SPEED = ("online_dpo", "online_ipo", "inpo", "dno")
+CONVEX = {
+    **{name: algorithms.create(name) for name in ("online_dpo", "online_ipo", "ipo_md", "inpo", "onpo", "spo", "dno")},
+    "iterative_dpo": algorithms.create("iterative_dpo"),
+    "iterative_dpo, fixed reference": algorithms.create("iterative_dpo", reference="fixed"),
+    **{f"{name}, online": algorithms.create(name, data="all") for name in ("rpo", "simpo", "vpo_offline")},
+    "cdpo": algorithms.create("online_dpo", loss="cdpo", label_smoothing=0.1),
+}
+"""Every convex row of pairs that plays. Not here: fits of logged duels (one, from the reference: no warm start)."""
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +40,7 @@ def seconds(name: str, *, policy: str, replicates: Any, rounds: int, **options: 
 
 
 @pytest.mark.parametrize("policy", ["tabular", "log_linear"])
-@pytest.mark.parametrize("name", CONVEX)
+@pytest.mark.parametrize("name", SPEED)
 def test_replicates_at_once_against_a_loop(benchmark: Any, name: str, policy: str) -> None:
     """128 replicates x 20 contexts x 10 actions, 64 duels a round, 10 rounds: >= 8x a loop over replicates."""
     loop = np.median([seconds(name, policy=policy, replicates=[r], rounds=10) for r in range(9)]) * 128
@@ -44,15 +52,19 @@ def test_replicates_at_once_against_a_loop(benchmark: Any, name: str, policy: st
 @pytest.mark.parametrize("policy", ["tabular", "log_linear"])
 @pytest.mark.parametrize("name", CONVEX)
 def test_newton_steps_a_round(benchmark: Any, name: str, policy: str) -> None:
-    """Warm-started: at most 3 on average over rounds and replicates (contexts, on tables); DNO's log-linear fits, which
-    start half a step away every round, take 3.2."""
+    """Warm-started, 128 replicates x 20 contexts x 10 actions, 64 duels a round: at most 3 on average over 30 rounds
+    and replicates, on tables of the slowest of the 20 contexts. Every fit converges."""
     problem = Problem(WORLD, oracles.BradleyTerry(), 0.5)
-    options: Any = {"rounds": 60, "batch_size": 64, "replicates": 16, "policy": policy, "metrics": ["fit_iterations"]}
+    chosen: dict[str, Any] = {"metrics": ["fit_iterations", "fit_residual"], "record": "all", "policy": policy}
     results = benchmark.pedantic(
-        lambda: simulate(problem, algorithms.create(name), record="all", **options), rounds=1, iterations=1
+        lambda: simulate(problem, CONVEX[name], rounds=30, batch_size=64, replicates=128, **chosen),
+        rounds=1,
+        iterations=1,
     )
-    benchmark.extra_info["iterations"] = float(results.frame()["value"].mean())
-    assert benchmark.extra_info["iterations"] <= (3.5 if (name, policy) == ("dno", "log_linear") else 3)
+    seen = results.frame().groupby("metric")["value"]
+    benchmark.extra_info["iterations"] = float(seen.mean()["fit_iterations"])
+    assert benchmark.extra_info["iterations"] <= 3
+    assert seen.max()["fit_residual"] <= 1e-9 * 64 * 30
 
 
 def test_the_cost_of_a_round_does_not_grow(benchmark: Any) -> None:

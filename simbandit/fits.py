@@ -13,11 +13,24 @@ import torch
 from torch import Tensor
 
 from simbandit.objective import Descent, DuelObjective, Readable, centred
-from simbandit.solvers import Local, box_minimiser, minimise, newton_local, project_ball
+from simbandit.solvers import (
+    Local,
+    Proposal,
+    box_correction,
+    box_minimiser,
+    corrected,
+    minimise,
+    newton_local,
+    project_ball,
+)
 from simbandit.types import Contexts, FitInfo
 
 TOLERANCE = 1e-9
 """Gradient norm per duel at which a fit has converged."""
+
+ACCURACY = 1e-8
+"""Distance to the minimiser (log-ratios of a table, theta), as a step tells it, at which a fit stops: the
+gradient of the proximal term, or of a small kl_coef, may be below the tolerance where the minimiser is far."""
 
 
 def fit_tabular(table: Tensor, objective: DuelObjective) -> tuple[Tensor, FitInfo]:
@@ -26,7 +39,8 @@ def fit_tabular(table: Tensor, objective: DuelObjective) -> tuple[Tensor, FitInf
     In h = log-ratio up to a shift, in the box [0, bound]: the objective ignores the shift, so the box is the
     constraint. Newton whose every step minimises the quadratic model within the box. table (R, C, A). Not convex:
     starts are the table, the reference, and every action of a context at the top of the box with the others at its
-    bottom. Iterations are the mean over contexts (of the slowest start).
+    bottom. Iterations are Newton steps, Hessians built and factored (`solvers.corrected`: each leads up to two short
+    legs more), of the slowest context and start.
     """
     (R, C, A), offered, ref = table.shape, objective.offered, objective.centre
     n_offered = offered.sum(-1, keepdim=True).to(table.dtype)  # a quotient of integers would be float32
@@ -44,8 +58,8 @@ def fit_tabular(table: Tensor, objective: DuelObjective) -> tuple[Tensor, FitInf
     starts = _start(table, objective)[None] if objective.convex else _starts(table, objective)
     S = starts.shape[0]
 
-    def local(h_flat: Tensor) -> Local:
-        h = h_flat.view(S, R, C, A)
+    def derivatives(h: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Callable[[], Tensor]]]:
+        """Value, gradient, pi, the sum of the gradient in log pi, and the terms' Hessians, when called."""
         log_pi = torch.log_softmax(ref + h, dim=-1)
         pi, flat = log_pi.exp(), log_pi.view(S, -1)
         drift = centred(log_pi - objective.anchor, offered)
@@ -58,9 +72,13 @@ def fit_tabular(table: Tensor, objective: DuelObjective) -> tuple[Tensor, FitInf
             hessians.append(hessian)
         G = G.view(S, R, C, A)
         total = G.sum(-1, keepdim=True)
-        gradient = G - pi * total + prox * drift
+        return value, G - pi * total + prox * drift, pi, total, hessians
 
-        def propose() -> tuple[Tensor, Tensor]:
+    def local(h_flat: Tensor) -> Local:
+        h = h_flat.view(S, R, C, A)
+        value, gradient, pi, total, hessians = derivatives(h)
+
+        def propose() -> Proposal:
             M = torch.zeros(S, R * C * A * A, dtype=h.dtype, device=h.device)
             for pair, hessian in zip(pairs, hessians, strict=True):
                 M = M.index_add_(1, pair, hessian().reshape(S, -1))
@@ -70,13 +88,18 @@ def fit_tabular(table: Tensor, objective: DuelObjective) -> tuple[Tensor, FitInf
             M = M - row_sum[..., :, None] * pi[..., None, :] - pi[..., :, None] * row_sum[..., None, :]
             M = M + (row_sum.sum(-1)[..., None, None] + total[..., None]) * outer
             M = M - torch.diag_embed(total * pi) + prox[..., None] * mean_free
-            if not objective.convex:
-                M = mean_free @ _absolute(M) @ mean_free
-            step = box_minimiser(gradient, M, h, objective.bound, offered.expand(S, -1, -1, -1)) - h
+            movable = offered.expand(S, -1, -1, -1)
+            if not objective.convex or (total.abs() > TOLERANCE).any():  # the curvature that the normaliser adds
+                M = _convexified(M, movable, mean_free)
+            q = box_minimiser(gradient, M, h, objective.bound, movable)
+            correct = box_correction(M, q, objective.bound, movable)
+            q, left = corrected(h, q, lambda q: correct(q, derivatives(q)[1]))
+            step = q - h
             uphill = (gradient * step).sum(-1, keepdim=True) > 0
             scale = M.diagonal(dim1=-2, dim2=-1).abs().amax(-1, keepdim=True).clamp_min(1e-12)
             step = torch.where(uphill & offered, (h - gradient / scale).clamp(0.0, objective.bound) - h, step)
-            return step.view(-1, A), (gradient * step).sum(-1).view(-1)
+            left = torch.where(uphill.squeeze(-1), torch.inf, left)
+            return Proposal(step.view(-1, A), (gradient * step).sum(-1).view(-1), left.view(-1))
 
         residual = torch.where(offered, h - (h - gradient).clamp(0.0, objective.bound), 0.0)
         return Local(value.view(-1), residual.norm(dim=-1).view(-1), propose)
@@ -85,13 +108,11 @@ def fit_tabular(table: Tensor, objective: DuelObjective) -> tuple[Tensor, FitInf
     for term, row in zip(objective.terms, rows, strict=True):
         weight = weight.index_add(0, row, term.weight.abs().reshape(-1))
     tolerance = TOLERANCE * weight.clamp_min(1.0)
-    solution = minimise(local, starts.reshape(-1, A), tolerance=tolerance.repeat(S))
-    # The gradient of the proximal term may lie below the tolerance of the duels': one more step, exact for it.
-    last = torch.where(solution.converged[:, None], solution.propose()[0], 0.0)
+    solution = minimise(local, starts.reshape(-1, A), tolerance=tolerance.repeat(S), accuracy=ACCURACY)
     best = _lowest(solution.value.view(S, R * C))
-    h = (solution.argmin + last).view(S, R, C, A).gather(0, best.view(1, R, C, 1).expand(-1, -1, -1, A))[0]
+    h = solution.argmin.view(S, R, C, A).gather(0, best.view(1, R, C, 1).expand(-1, -1, -1, A))[0]
     value, residual = (x.view(S, -1).gather(0, best[None]).view(R, C) for x in (solution.value, solution.residual))
-    iterations = solution.iterations.view(S, R, C).amax(0).mean(-1)
+    iterations = solution.iterations.view(S, R, C).amax((0, 2))
     info = FitInfo(residual.norm(dim=-1), (residual <= tolerance.view(R, C)).all(-1), iterations, value.sum(-1))
     return torch.log_softmax(ref + h, dim=-1), info
 
@@ -117,6 +138,18 @@ def _lowest(value: Tensor) -> Tensor:
     return (value <= value.amin(0) + slack).to(torch.int8).argmax(0)
 
 
+def _convexified(M: Tensor, offered: Tensor, mean_free: Tensor) -> Tensor:
+    """Hessians (S, R, C, A, A), which ignore a common shift, in absolute value where they are indefinite."""
+    scale = M.diagonal(dim1=-2, dim2=-1).abs().amax(-1)[..., None, None]
+    system = M + torch.where(offered[..., :, None] & offered[..., None, :], scale, 0.0)
+    system.diagonal(dim1=-2, dim2=-1).add_(torch.where(offered, 1e-13 * scale.squeeze(-1), 1.0))
+    indefinite = torch.linalg.cholesky_ex(system)[1] > 0
+    if indefinite.any():
+        P = mean_free.expand_as(M)[indefinite]
+        M[indefinite] = P @ _absolute(M[indefinite]) @ P
+    return M
+
+
 def _absolute(H: Tensor) -> Tensor:
     """The matrix with its eigenvalues' absolute values, floored at 1e-8 of the largest."""
     values, vectors = torch.linalg.eigh(H)
@@ -133,6 +166,8 @@ def fit_log_linear(theta: Tensor, objective: DuelObjective, centre: Tensor | Non
     R, d = features.shape[0], features.shape[-1]
     centre = torch.zeros_like(theta) if centre is None else centre
     replicate = torch.arange(R, device=theta.device)[:, None]
+    flat = features.reshape(R, -1, d)
+    cells = [(t.row[..., None] * ref.shape[-1] + t.actions).flatten(1) for t in objective.terms]
     phis = [features[replicate[..., None], t.row[..., None], t.actions] for t in objective.terms]  # (R, U, k, d)
     count = offered.sum(-1, keepdim=True).to(theta.dtype)
     mean = torch.where(offered[..., None], features, 0.0).sum(-2, keepdim=True) / count[..., None]
@@ -142,38 +177,44 @@ def fit_log_linear(theta: Tensor, objective: DuelObjective, centre: Tensor | Non
     longest = features.norm(dim=-1).masked_fill(~offered, 0.0).amax((-1, -2))[:, None]
     ball = objective.bound / (2 * longest).clamp_min(1e-300)
 
-    def local(moved: Tensor) -> Local:
+    def derivatives(moved: Tensor) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
         at = centre + moved
-        log_pi = torch.log_softmax(ref + torch.einsum("rcad,rd->rca", features, at), dim=-1)
+        log_pi = torch.log_softmax(ref + (flat @ at[..., None]).view(ref.shape), dim=-1)
         pi = log_pi.exp()
-        expected = torch.einsum("rca,rcad->rcd", pi, features)
         drift = base + (spread @ at[..., None]).squeeze(-1)
-        value = objective.proximal * drift.square().sum(-1)
+        value, G, hessians = objective.proximal * drift.square().sum(-1), torch.zeros_like(flat[..., 0]), []
+        for term, cell in zip(objective.terms, cells, strict=True):
+            v, g, hessian = term.derivatives(
+                log_pi.view(R, -1).gather(1, cell).view(term.actions.shape), objective.kl_coef
+            )
+            value, G = value + v.sum(-1), G.scatter_add(1, cell, g.flatten(1))
+            hessians.append(hessian)
+        G = G.view(ref.shape)
+        total = G.sum(-1, keepdim=True)
         gradient = 2 * objective.proximal * (drift[:, None] @ spread).squeeze(1)
-        parts = []
-        for term, phi in zip(objective.terms, phis, strict=True):
-            v, g, hessian = term.derivatives(log_pi[replicate, term.row].gather(-1, term.actions), objective.kl_coef)
-            z = phi - expected[replicate, term.row][:, :, None]
-            value, gradient = value + v.sum(-1), gradient + torch.einsum("rui,ruid->rd", g, z)
-            parts.append((term.row, g.sum(-1), z, hessian))
+        gradient = gradient + ((G - pi * total).view(R, 1, -1) @ flat).squeeze(1)
 
         def in_theta() -> Tensor:
-            H, total = curvature, torch.zeros_like(pi[..., 0])
-            for row, g, z, hessian in parts:
-                H = H + torch.einsum("ruid,ruie->rde", torch.einsum("ruij,rujd->ruid", hessian(), z), z)
-                total = total.scatter_add(1, row, g)
-            weighted = (features * (pi * total[..., None])[..., None]).reshape(R, -1, d)
-            H = H - weighted.mT @ features.reshape(R, -1, d) + (expected * total[..., None]).mT @ expected
+            expected = (pi[..., None, :] @ features).squeeze(-2)
+            H = curvature
+            for term, phi, hessian in zip(objective.terms, phis, hessians, strict=True):
+                z = phi - expected[replicate, term.row][:, :, None]
+                H = H + z.flatten(1, 2).mT @ (hessian() @ z).flatten(1, 2)
+            weighted = flat * (pi * total).view(R, -1, 1)
+            H = H - weighted.mT @ flat + (expected * total).mT @ expected
             return H if objective.convex else _absolute(H)
 
-        return newton_local(value, gradient, in_theta, moved, ball)
+        return value, gradient, in_theta
+
+    def local(moved: Tensor) -> Local:
+        return newton_local(*derivatives(moved), moved, ball, lambda x: derivatives(x)[1])
 
     tolerance = TOLERANCE * objective.weight.clamp_min(1.0)
     starts = [project_ball(theta - centre, ball)]
     if not objective.convex:
         axes = ball * torch.eye(d, dtype=theta.dtype, device=theta.device)[:, None]
         starts += [torch.zeros_like(theta), *axes, *-axes]
-    found = [minimise(local, start, tolerance=tolerance) for start in starts]
+    found = [minimise(local, start, tolerance=tolerance, accuracy=ACCURACY) for start in starts]
     best = _lowest(torch.stack([s.value for s in found]))
     moved, value, residual, converged = (
         torch.stack(column)[best, torch.arange(R, device=theta.device)]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from simbandit.solvers import Local, minimise
+from simbandit.solvers import Local, Proposal, minimise
 
 
 def _planes(scores: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -104,7 +104,7 @@ def low_rank_mle(
         moment = moment - moment.mT  # sum of slope times d margin / d Theta
         gradient = torch.cat([(moment @ right).reshape(R, -1), -(moment @ left).reshape(R, -1)], -1)
 
-        def propose() -> tuple[Tensor, Tensor]:
+        def propose() -> Proposal:
             weight = torch.cat([count * p * (1 - p), torch.full_like(entries, ridge)], -1)
             dU = one[..., None] * twoW[..., None, :] - two[..., None] * oneW[..., None, :]
             dW = two[..., None] * oneU[..., None, :] - one[..., None] * twoU[..., None, :]
@@ -118,7 +118,7 @@ def low_rank_mle(
             size = values.abs()
             size = size.clamp_min(1e-9 * size.amax(-1, keepdim=True).clamp_min(1e-300))
             step = -(vectors @ ((vectors.mT @ gradient[..., None]) / size[..., None])).squeeze(-1)
-            return step, (gradient * step).sum(-1)
+            return Proposal(step, (gradient * step).sum(-1))
 
         return Local(value, gradient.norm(dim=-1), propose)
 

@@ -151,7 +151,7 @@ def fit_value(s: Snapshot) -> Tensor | None:
 
 
 def fit_iterations(s: Snapshot) -> Tensor | None:
-    """Newton steps of the last fit."""
+    """Newton steps of the last fit (Hessians built and factored); on tables those of its slowest context."""
     return s.info.fit_iterations
 
 

@@ -10,25 +10,34 @@ import torch
 from torch import Tensor
 
 
+class Proposal(NamedTuple):
+    """A step (R, n), the slope (R,) along it, and, where it can be told, about how far from the minimiser the whole
+    step ends (R,)."""
+
+    step: Tensor
+    slope: Tensor
+    left: Tensor | None = None
+
+
 class Local(NamedTuple):
-    """A convex objective around a point: value (R,), optimality residual (R,), and `propose`, which computes a step
-    (R, n) and the slope (R,) along it. A step is asked for only where the search goes on: it costs a Hessian."""
+    """A convex objective around a point: value (R,), optimality residual (R,), and `propose`, which computes a step. It
+    is asked for only where the search goes on: it costs a Hessian."""
 
     value: Tensor
     residual: Tensor
-    propose: Callable[[], tuple[Tensor, Tensor]]
+    propose: Callable[[], Proposal]
 
 
 class Solution(NamedTuple):
     """Per problem: the point, its value and residual, whether the residual met the tolerance, and the iterations.
-    `propose` is the step (R, n) and slope that the search would have tried next."""
+    `propose` is the step that the search would have tried next."""
 
     argmin: Tensor
     value: Tensor
     residual: Tensor
     converged: Tensor
     iterations: Tensor
-    propose: Callable[[], tuple[Tensor, Tensor]]
+    propose: Callable[[], Proposal]
 
 
 def minimise(
@@ -36,20 +45,24 @@ def minimise(
     start: Tensor,
     *,
     tolerance: Tensor | float,
+    accuracy: float | None = None,
     max_iterations: int = 100,
 ) -> Solution:
     """Damped Newton (Armijo backtracking by halving) until `residual <= tolerance`, per problem.
 
-    `local` proposes the step; a constrained problem proposes steps that stay inside its convex set.
+    `local` proposes the step; a constrained problem proposes steps that stay inside its convex set. Where the gradient
+    says little about the distance to the minimiser (directions of small curvature), `accuracy` asks for a step at
+    least, and for further ones until a whole step is told to end this near, or no longer halves the residual.
     """
     x, here = start, local(start)
     iterations, stalled = torch.zeros_like(here.value), torch.zeros_like(here.value, dtype=torch.bool)
+    far = torch.full_like(stalled, accuracy is not None)
     for _ in range(max_iterations):
-        active = (here.residual > tolerance) & ~stalled
+        active = ((here.residual > tolerance) | far) & ~stalled
         if not active.any():
             break
         iterations += active
-        step, slope = here.propose()
+        step, slope, left = here.propose()
         size, candidate, there = active.to(x.dtype), x, here
         # Rounding: near the optimum the true decrease is below the value's last digits.
         slack = 1e-14 * (1.0 + here.value.abs())
@@ -65,17 +78,33 @@ def minimise(
             stalled = stalled | rejected
             candidate = torch.where(rejected[:, None], x, candidate)
             there = local(candidate)
+        if accuracy is not None:
+            assert left is not None
+            far = active & ((left > accuracy) | (size < 1)) & (2 * there.residual < here.residual)
         x, here = candidate, there
     return Solution(x, here.value, here.residual, here.residual <= tolerance, iterations, here.propose)
 
 
 def newton_local(
-    value: Tensor, gradient: Tensor, hessian: Callable[[], Tensor], x: Tensor, ball: Tensor | float | None
+    value: Tensor,
+    gradient: Tensor,
+    hessian: Callable[[], Tensor],
+    x: Tensor,
+    ball: Tensor | float | None,
+    gradient_at: Callable[[Tensor], Tensor] | None = None,
 ) -> Local:
     """A convex objective with the Newton step, x (R, d); with `ball` the exact minimiser of the quadratic model within
-    ||x|| <= ball (a number or (R, 1)). The residual is the gradient's norm, or the projected gradient's."""
+    ||x|| <= ball (a number or (R, 1)). The residual is the gradient's norm, or the projected gradient's. `gradient_at`
+    makes the step one of up to fourth order (`corrected`)."""
 
-    def propose() -> tuple[Tensor, Tensor]:
+    def within(free: Tensor, gradient: Tensor, H: Tensor, x: Tensor) -> Tensor:
+        """The model's minimiser in the ball; `free` is the one without."""
+        if ball is None or not (outside := free.norm(dim=-1) > torch.as_tensor(ball).squeeze(-1)).any():
+            return free
+        limit = ball[outside] if isinstance(ball, Tensor) else ball
+        return free.index_put((outside,), ball_minimiser(gradient[outside], H[outside], x[outside], limit))
+
+    def propose() -> Proposal:
         H = hessian()
         scale = H.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(1e-300)
         ridge = 1e-13 * scale[:, None, None] * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
@@ -87,14 +116,39 @@ def newton_local(
             floored = values.clamp_min(0.0) + 1e-8 * scale[:, None]
             safe = -(vectors @ ((vectors.mT @ gradient[..., None]) / floored[..., None])).squeeze(-1)
             step = torch.where(singular[:, None], safe, step)
-        if ball is not None:
-            outside = (x + step).norm(dim=-1, keepdim=True) > ball
-            if outside.any():
-                step = torch.where(outside, ball_minimiser(gradient, H, x, ball) - x, step)
-        return step, (gradient * step).sum(-1)
+        q, left = within(x + step, gradient, H, x), None
+        if gradient_at is not None:
+
+            def correction(q: Tensor) -> Tensor:
+                slope = gradient_at(q)
+                free = q - torch.cholesky_solve(slope[..., None], factor).squeeze(-1)
+                return torch.where(singular[:, None], q, within(free, slope, H, q))
+
+            q, left = corrected(x, q, correction)
+        step = q - x
+        return Proposal(step, (gradient * step).sum(-1), left)
 
     moved = gradient if ball is None else x - project_ball(x - gradient, ball)
     return Local(value, moved.norm(dim=-1), propose)
+
+
+def corrected(x: Tensor, q: Tensor, correction: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The end of a Newton step from x to q whose Hessian serves up to twice more, on the gradients at q and beyond:
+    `correction` leads from a point to the next. Two such legs make a step of fourth order for one Hessian and three
+    gradients (Shamanskii 1967). A leg that is not at most half as long as the one before it shows that the Hessian is
+    out of date, and is not taken; at rounding level they end. Second: about how far the end is from the minimiser.
+    """
+    ahead = (q - x).abs().amax(-1, keepdim=True)
+    left = ahead
+    for _ in range(2):
+        further = correction(q)
+        leg = (further - q).abs().amax(-1, keepdim=True)
+        going = (2 * leg <= ahead) & (left > 1e-13)
+        left = torch.where(going, 2 * leg.square() / ahead.clamp_min(1e-300), torch.minimum(left, leg))
+        q, ahead = torch.where(going, further, q), torch.where(going, leg, 0.0)
+        if not (going & (left > 1e-13)).any():
+            break
+    return q, left.squeeze(-1)
 
 
 def project_ball(x: Tensor, ball: Tensor | float) -> Tensor:
@@ -167,6 +221,23 @@ def box_minimiser(gradient: Tensor, hessian: Tensor, x: Tensor, high: float, mov
     return answer.reshape(shape)
 
 
+def box_correction(hessian: Tensor, q: Tensor, high: float, movable: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """(point, gradient there) -> the minimiser of the quadratic model around the point, as in `box_minimiser`, whose
+    coordinates that q has on the box's faces stay (of a model that ignores a common shift one always does, at 0)."""
+    free = movable & (q > 0) & (q < high)
+    scale = hessian.diagonal(dim1=-2, dim2=-1).abs().amax(-1, keepdim=True).clamp_min(1e-300)
+    system = torch.where(free[..., :, None] & free[..., None, :], hessian, 0.0)
+    system.diagonal(dim1=-2, dim2=-1).add_(torch.where(free, 1e-15 * scale, 1.0))
+    factor, failed = torch.linalg.cholesky_ex(system)
+    free = free & (failed == 0)[..., None]
+
+    def correct(point: Tensor, gradient: Tensor) -> Tensor:
+        step = torch.cholesky_solve(torch.where(free, gradient, 0.0)[..., None], factor).squeeze(-1)
+        return torch.where(free, (point - step).clamp(0.0, high), point)
+
+    return correct
+
+
 def minimise_lbfgs(
     value_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]],
     start: Tensor,
@@ -194,7 +265,7 @@ def minimise_lbfgs(
             direction = direction / gradient.norm(dim=-1, keepdim=True).clamp_min(1.0)
         for (s, y, rho), alpha in zip(pairs, reversed(alphas), strict=True):
             direction = direction + s * (alpha - rho * (y * direction).sum(-1, keepdim=True))
-        return Local(value, gradient.norm(dim=-1), lambda: (-direction, -(gradient * direction).sum(-1)))
+        return Local(value, gradient.norm(dim=-1), lambda: Proposal(-direction, -(gradient * direction).sum(-1)))
 
     x, iterations = start, torch.zeros(start.shape[0], dtype=start.dtype, device=start.device)
     solution = minimise(local, x, tolerance=tolerance, max_iterations=0)

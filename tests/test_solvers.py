@@ -9,8 +9,11 @@ from scipy import optimize
 
 from simbandit.solvers import (
     Local,
+    Proposal,
     ball_minimiser,
+    box_correction,
     box_minimiser,
+    corrected,
     increasing_root,
     minimise,
     minimise_lbfgs,
@@ -150,7 +153,7 @@ def test_a_search_that_finds_no_decrease_stays_where_it_is():
 
     def uphill(x):  # proposes the wrong direction
         value, gradient = (x[:, 0] - 1) ** 2, 2 * (x - 1)
-        return Local(value, gradient.norm(dim=-1), lambda: (gradient, -(gradient**2).sum(-1)))
+        return Local(value, gradient.norm(dim=-1), lambda: Proposal(gradient, -(gradient**2).sum(-1)))
 
     solution = minimise(uphill, start, tolerance=1e-9)
     assert torch.equal(solution.argmin, start)
@@ -167,6 +170,64 @@ def test_a_full_newton_step_that_overshoots_is_halved():
     solution = minimise(local, tensor([[5.0], [0.5], [-40.0]]), tolerance=1e-10)
     assert solution.converged.all()
     assert solution.argmin.abs().max() < 1e-9
+
+
+def scalar_newton(derivative, curvature):
+    """x -> the end of a Newton step with its legs, and the distance that it tells."""
+
+    def step(x):
+        q = x - derivative(x) / curvature(x)
+        return corrected(x, q, lambda p: p - derivative(p) / curvature(x))
+
+    return step
+
+
+def test_a_step_with_two_legs_is_of_fourth_order_and_tells_how_far_it_ends():
+    """softplus(x) - .3 x, minimised at logit .3: the error falls from e to about e^4, and what is told lies between it
+    and thrice it; an exact step tells rounding, a leg that grows is not taken."""
+    logit = float(np.log(0.3 / 0.7))
+    step = scalar_newton(lambda x: torch.sigmoid(x) - 0.3, lambda x: torch.sigmoid(x) * torch.sigmoid(-x))
+    errors = tensor([0.2, 0.1, 0.05, 0.025])
+    q, told = step(logit + errors[:, None])
+    ends = (q - logit).abs().squeeze(-1)
+    order = torch.log(ends[:-1] / ends[1:]) / np.log(2)
+    assert ((order > 3.5) & (order < 4.2)).all(), order
+    assert ((told > ends) & (told < 3 * ends)).all(), told / ends
+    q, told = scalar_newton(lambda x: 3 * (x - 1), lambda x: 0 * x + 3)(tensor([[7.0]]))
+    assert q.item() == 1
+    assert told.item() <= 1e-13
+    far = tensor([[4.0]])  # sqrt(1 + x^2): Newton's step overshoots to -64, and the next leg with it
+    root = scalar_newton(lambda x: x / torch.sqrt(1 + x**2), lambda x: (1 + x**2) ** -1.5)
+    assert root(far)[0].item() == pytest.approx(-64.0)
+    assert root(far)[1].item() > 1
+
+
+def test_accuracy_asks_for_a_step_where_the_gradient_says_nothing():
+    """1e-9 (x - 5)^2 / 2 and a stiff one: the gradient at 0 is below any tolerance, the minimiser is 5 away."""
+    H, b = torch.diag(tensor([1e-9, 2.0])).expand(R, 2, 2), tensor([5e-9, 0.0]).expand(R, 2)
+    start = torch.zeros(R, 2, dtype=torch.float64)
+
+    def local(x):
+        gradient = (H @ x[..., None]).squeeze(-1) - b
+        value = (x * (gradient - b)).sum(-1) / 2
+        return newton_local(value, gradient, lambda: H, x, None, lambda q: (H @ q[..., None]).squeeze(-1) - b)
+
+    assert minimise(local, start, tolerance=1e-8).iterations.max() == 0
+    found = minimise(local, start, tolerance=1e-8, accuracy=1e-8)
+    assert found.iterations.tolist() == [1] * R
+    torch.testing.assert_close(found.argmin[:, 0], torch.full((R,), 5.0).double(), rtol=1e-9, atol=0)
+
+
+def test_a_leg_in_the_box_solves_the_model_on_its_face():
+    rng, A, high = np.random.default_rng(9), 5, 1.0
+    movable = torch.ones(1, A, dtype=torch.bool)
+    H = tensor(laplacians(rng, 1, A, movable.numpy()) + 3 * (np.eye(A) - 1 / A))
+    q, gradient = tensor([[0.0, 0.4, 0.5, high, 0.3]]), tensor([[0.0, 0.02, -0.05, 0.0, 0.03]])
+    end = box_correction(H, q, high, movable)(q, gradient)
+    assert torch.equal(end[:, [0, 3]], q[:, [0, 3]])  # on a face
+    slope = gradient + (H @ (end - q)[..., None]).squeeze(-1)
+    assert slope[:, [1, 2, 4]].abs().max() < 1e-14
+    assert box_correction(H, q, high, movable)(q, 1e3 * gradient).amax() <= high
 
 
 def test_lbfgs_agrees_with_newton():

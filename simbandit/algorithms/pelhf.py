@@ -17,7 +17,7 @@ from simbandit.draws import Round
 from simbandit.estimators import Radius
 from simbandit.policies import Reference, Tabular, gibbs
 from simbandit.preferences import SLOPE, PreferenceModel, bilinear_radius, wedge, wedge_widths
-from simbandit.solvers import Local, minimise, newton_local
+from simbandit.solvers import Local, Proposal, minimise, newton_local
 from simbandit.types import Contexts, Feedback, Info, Policy, Setting
 from simbandit.zero_sum import solve_zero_sum
 
@@ -310,7 +310,7 @@ def _worst_mixture(
             mean = torch.einsum("rxa,rkxa->rkx", law.exp(), payoffs)
             gradient = torch.einsum("rx,rkx->rk", weights, mean) + costs - strength / m
 
-            def propose() -> tuple[Tensor, Tensor]:
+            def propose() -> Proposal:
                 H = (flat * p.flatten(1)[:, None]) @ flat.mT - (mean * weights[:, None]) @ mean.mT
                 H = H / kl_coef + torch.diag_embed(strength / m.square())
                 both = torch.linalg.solve(H, torch.stack([gradient, torch.ones_like(gradient)], -1))
@@ -318,7 +318,7 @@ def _worst_mixture(
                 step = multiplier * both[..., 1] - both[..., 0]
                 reach = torch.where(step < 0, -m / step, torch.inf).amin(-1, keepdim=True)
                 step = step * (0.95 * reach).clamp_max(1.0)
-                return step, (gradient * step).sum(-1)
+                return Proposal(step, (gradient * step).sum(-1))
 
             tangent = gradient - gradient.mean(-1, keepdim=True)
             return Local(value, (tangent * m).abs().amax(-1), propose)
