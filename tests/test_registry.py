@@ -98,7 +98,7 @@ def test_checks_name_the_field_and_what_is_allowed():
         ({"size": True}, "size: must be an integer >= 1, got True"),
         ({"weight": "x"}, "weight: must be a number >= 0 or None, got 'x'"),
         ({"weight": -0.1}, "weight: must be a number >= 0 or None, got -0.1"),
-        ({"shift": None}, "shift: must be a number, got None"),
+        ({"shift": None}, "shift: must be a finite number, got None"),
         ({"flag": 1}, "flag: must be True or False, got 1"),
         ({"name": 7}, "name: must be a name, got 7"),
     ]

@@ -339,6 +339,15 @@ def test_a_network_is_between_a_log_linear_policy_and_a_table():
         ({"hybrid": 1.5}, r"hybrid: a share in \[0, 1\]"),
         ({"hybrid_loss": "inpo"}, r"hybrid_loss: inpo takes \['step_size'\], got none"),
         ({"players": ("current", "nobody")}, "players: "),
+        ({"loss": "cdpo", "loss_parameters": (("label_smoothing", 0.5),)}, r"label_smoothing: must lie in \[0, 1/2\)"),
+        ({"loss": "cdpo", "loss_parameters": (("label_smoothing", math.nan),)}, "label_smoothing: must be a finite"),
+        (
+            {"bonus": "value_optimism", "bonus_parameters": (("alpha", -1.0),)},
+            "alpha: .* got -1.0; .*`value_pessimism`",
+        ),
+        ({"bonus": "pessimism", "bonus_parameters": (("alpha", 0.0),)}, "alpha: .* the opposite sign is `optimism`"),
+        ({"loss": "apo_zero", "value_range": "unbounded"}, "value_range: apo_zero has no minimum without a bound"),
+        ({"loss": "bco", "value_range": "unbounded"}, "value_range: bco is not convex"),
         ({"passes": 0}, "passes: "),
     ],
 )
@@ -366,13 +375,22 @@ def test_an_unbounded_fit_that_runs_away_names_the_pair():
     """In context 2 action 3 beats action 1 every time."""
     frame = pd.DataFrame({"context": [0, 0, 2, 2], "first": [0, 0, 3, 3], "second": [1, 1, 1, 1]})
     frame["preferred"] = [1.0, 0.0, 1.0, 1.0]
-    for loss, parameters in (("dpo", {}), ("offset_dpo", {"margin": 0.1})):
+    refused: dict[str, dict[str, float]] = {
+        "dpo": {},
+        "offset_dpo": {"margin": 0.1},
+        "rdpo": {"label_smoothing": 0.1},
+        "f_dpo_forward_kl": {},
+        "f_dpo_alpha": {"alpha": 0.5},
+    }
+    for loss, parameters in refused.items():
         row = algorithms.create("dpo", loss=loss, value_range="unbounded", **parameters)
         with pytest.raises(ValueError, match=r"value_range: .* in context 2 one of actions 1 and 3 always wins"):
             run(row, offline=frame)
     assert run(algorithms.create("ipo"), offline=frame).final().shape == (R,)  # its minimiser is finite
-    frame["preferred"] = [0.5, 0.5, 0.9, 0.9]
-    assert run(algorithms.create("dpo", value_range="unbounded"), offline=frame).final().shape == (R,)
+    frame["preferred"] = [0.5, 0.5, 0.85, 0.85]
+    for loss, parameters in refused.items():
+        row = algorithms.create("dpo", loss=loss, value_range="unbounded", **parameters)
+        assert run(row, offline=frame).final().shape == (R,)
 
 
 def test_a_count_bonus_needs_contexts_that_can_be_counted():

@@ -8,7 +8,7 @@ from typing import Any
 
 from simbandit.algorithms.active import Active, DOptimal
 from simbandit.algorithms.bandits import EpsilonGreedy, ExploreThenCommit, LinTS, LinUCB
-from simbandit.algorithms.direct import Direct, loss_parameters
+from simbandit.algorithms.direct import Direct
 from simbandit.algorithms.dueling import CoLSTIM, PairUCB
 from simbandit.algorithms.dueling_sampling import FGTS
 from simbandit.algorithms.dueling_tables import RUCB, DoubleThompson
@@ -35,6 +35,7 @@ from simbandit.algorithms.offline import KLPCB, RSO, GSHFOffline, PessimisticMLE
 from simbandit.algorithms.online import KLUCB, Greedy, TwoStage, Uniform
 from simbandit.algorithms.pelhf import PELHF
 from simbandit.algorithms.queries import ADPO, APPO
+from simbandit.algorithms.row_checks import loss_parameters
 from simbandit.algorithms.rows import ALIGNMENT, GAMES
 from simbandit.algorithms.selfplay import CountWinner, Exp3, PreferenceMatching
 from simbandit.types import Algorithm

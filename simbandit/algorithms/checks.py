@@ -33,7 +33,8 @@ def _check(name: str, value: Any, hint: Any, low: float) -> None:
         if len(kinds) != len(value):
             raise ValueError(f"{name}: must hold {len(kinds)} values, got {value!r}")
         for one, kind in zip(value, kinds, strict=True):
-            _check(name, one, kind, low)
+            named = isinstance(one, tuple) and one and isinstance(one[0], str)  # a loss's own parameter
+            _check(one[0] if named else name, one, kind, low)
         return
     choices = [choice for p in parts if get_origin(p) is Literal for choice in get_args(p)]
     kinds = [p for p in parts if isinstance(p, type) and (is_dataclass(p) or Protocol in p.__bases__)]
@@ -50,7 +51,7 @@ def _check(name: str, value: Any, hint: Any, low: float) -> None:
     )
     if not fine:
         allowed = [repr(choice) for choice in choices]
-        words = {float: "a number > 0" if low > 0 else "a number >= 0" if low == 0 else "a number"}
+        words = {float: "a number > 0" if low > 0 else "a number >= 0" if low == 0 else "a finite number"}
         words |= {int: "an integer >= 1"}
         words |= {NoneType: "None", str: "a name", bool: "True or False"}
         allowed += [f"a {kind.__name__}" for kind in kinds]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +12,12 @@ import torch
 from torch import Tensor
 
 from simbandit import losses
-from simbandit.algorithms.checks import check
 from simbandit.algorithms.dynamics import stable_step, warn_unstable
 from simbandit.algorithms.players import Cast, Player, held_of, policy_of
 from simbandit.algorithms.record import Entries, Record, every_action, every_pair, shared, win_rate_labels
+from simbandit.algorithms.row_checks import check_row
 from simbandit.draws import Round
-from simbandit.objective import Descent, DuelObjective, Term
+from simbandit.objective import Descent, DuelObjective, PairLogProbs, Term
 from simbandit.policies import Geometric, tabulate
 from simbandit.types import Contexts, Feedback, Info, Policy, Setting
 
@@ -143,44 +141,7 @@ class Direct:
     needs_features: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check(self, positive=("value_range", "window"), signed=("loss_parameters", "bonus_parameters"))
-        given = self._given("loss_parameters", self.loss, self.loss_parameters)
-        self._given("bonus_parameters", self.bonus, self.bonus_parameters)
-        if self.hybrid_loss is not None:
-            self._given("hybrid_loss", self.hybrid_loss, ())
-        for choice, chosen in (("anchor", self.anchor == "mirror"), ("schedule", self.schedule)):
-            if chosen and "step_size" not in given:
-                value = repr(getattr(self, choice))
-                raise ValueError(f"{choice}: {value} needs a loss with a step_size, {self.loss} has none; leave it out")
-        moving = sorted({self.loss, self.bonus} & losses.MOVING)
-        if self.data == "all" and moving:
-            raise ValueError(f"data: {moving[0]} looks at the last policy and takes 'fresh' data, got 'all'")
-        if self.loss in losses.BATCHED and (self.data == "all" or self.descent is None):
-            raise ValueError(
-                f"descent: {self.loss} is of a whole batch, so data must not be counted and steps be given"
-            )
-        for choice, chosen in (("labels", self.labels == "win_rate"), ("optimistic", self.optimistic)):
-            if chosen and self.data != "fresh":
-                value = repr(getattr(self, choice))
-                raise ValueError(f"{choice}: {value} speaks of this round's duels and takes 'fresh' data")
-        if self.window is not None and self.data != "all":
-            raise ValueError(f"window: is of data 'all', got {self.data!r}; leave it out")
-        if self.hybrid is not None and (self.hybrid > 1 or self.data == "offline"):
-            raise ValueError(f"hybrid: a share in [0, 1] next to online data, got {self.hybrid} with {self.data!r}")
-        if self.bonus is not None and self.bonus not in losses.BONUSES:
-            raise ValueError(f"bonus: must be one of {sorted(losses.BONUSES)}, got {self.bonus!r}")
-        if self.loss in losses.CALIBRATED | losses.BONUSES:
-            raise ValueError(f"loss: {self.loss} sees a calibration draw; give its pair loss, and the rest as `bonus`")
-        if self.bonus in losses.DIVERGING and self.value_range == "unbounded" and self.descent is None:
-            raise ValueError(f"value_range: {self.bonus} has no minimum without a bound, got 'unbounded'")
-
-    @staticmethod
-    def _given(label: str, name: str | None, parameters: Parameters) -> list[str]:
-        allowed = [] if name is None else loss_parameters(name)
-        given = [own for own, _ in parameters]
-        if sorted(given) != sorted(allowed):
-            raise ValueError(f"{label}: {name} takes {allowed or 'none'}, got {given or 'none'}")
-        return given
+        check_row(self)
 
     @property
     def feedbacks(self) -> tuple[Feedback, ...]:
@@ -267,8 +228,12 @@ class Direct:
         contexts, entries = state.record.entries()
         duels = entries["duels"]
         spoken = Contexts(index=duels.row, pool=contexts)
-        ratio = state.kept.log_probs(spoken, duels.actions) - state.reference.log_probs(spoken, duels.actions)
-        margin = state.setting.kl_coef * (ratio[..., 0] - ratio[..., 1]).abs() * (duels.weight > 0)
+        now, ref = (p.log_probs(spoken, duels.actions) for p in (state.kept, state.reference))
+        kl_coef = state.setting.kl_coef
+        margin = kl_coef * ((now - ref)[..., 0] - (now - ref)[..., 1]).abs() * (duels.weight > 0)
+        if self.loss in losses.LINKED:  # their margin is how much the loss falls from one label to the other
+            at, loss = PairLogProbs(now, now, ref), partial(getattr(losses, self.loss), **dict(self.loss_parameters))
+            margin = (loss(at, 0 * margin, kl_coef) - loss(at, 0 * margin + 1, kl_coef)).abs() * (duels.weight > 0)
         if margin.max() > CERTAINTY:
             r, u = divmod(int(margin.argmax()), margin.shape[1])
             x, (a, b) = int(duels.row[r, u]), duels.actions[r, u].tolist()
@@ -422,15 +387,6 @@ class Direct:
         if kept in (0.0, 1.0):
             return (last if kept else ref).log_probs
         return lambda contexts: (1 - kept) * ref.log_probs(contexts) + kept * last.log_probs(contexts)
-
-
-def loss_parameters(name: str) -> list[str]:
-    """The parameters that a loss has of its own, beyond log_probs, label and kl_coef."""
-    if name not in losses.__all__ or not inspect.isfunction(function := getattr(losses, name)):
-        known = [n for n in losses.__all__ if inspect.isfunction(getattr(losses, n))]
-        near = difflib.get_close_matches(name, known, n=3) or known
-        raise ValueError(f"loss: {name!r} is no loss; did you mean {', '.join(near)}?")
-    return [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
 
 
 def _span(setting: Setting) -> float:

@@ -36,6 +36,13 @@ from simbandit.losses.forms import (
 from simbandit.losses.pairs import dpo
 from simbandit.objective import PairLogProbs
 
+
+def _strength(alpha: float, opposite: str) -> None:
+    """Raises ValueError for a sign that is another function's."""
+    if not alpha > 0:
+        raise ValueError(f"alpha: must be > 0, got {alpha}; the opposite sign is `{opposite}`")
+
+
 # ------------------------------------------------------------------------------------------------------------ bonuses
 
 
@@ -43,7 +50,7 @@ def optimism(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, alpha: f
     """+ alpha (log pi - log pi_ref) of one draw of the calibration policy. Source: derived from Gibbs' formula, as
     VPO, XPO and SELM do. Population minimiser: none; log pi -> -inf on the calibration policy's support."""
     del kl_coef
-    positive(alpha=alpha)
+    _strength(alpha, "pessimism")
     return alpha * (log_probs.now - log_probs.ref)[..., 0] + 0 * label
 
 
@@ -51,18 +58,20 @@ def pessimism(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, alpha: 
     """- alpha (log pi - log pi_ref) of one draw: supervised fine-tuning towards the calibration policy, which is its
     population minimiser. Source: VPO's offline sign, RPO's baseline term."""
     del kl_coef
-    positive(alpha=alpha)
+    _strength(alpha, "optimism")
     return -alpha * (log_probs.now - log_probs.ref)[..., 0] + 0 * label
 
 
 def value_optimism(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, alpha: float) -> Tensor:
     """`optimism` of weight alpha kl_coef: minus alpha times the optimal value J* of the implied reward whose mean under
     the calibration policy is 0. VPO's and SELM's piece."""
+    _strength(alpha, "value_pessimism")
     return optimism(log_probs, label, kl_coef, alpha=alpha * kl_coef)
 
 
 def value_pessimism(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, alpha: float) -> Tensor:
     """`pessimism` of weight alpha kl_coef: plus alpha J*. Offline VPO's piece."""
+    _strength(alpha, "value_optimism")
     return pessimism(log_probs, label, kl_coef, alpha=alpha * kl_coef)
 
 
@@ -126,6 +135,7 @@ def xpo(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, alpha: float)
     reference played. alpha: the paper gives no numbers; TRL's default 1e-5, on argmax labels of a reward model.
     Population minimiser: no closed form; not convex (see above).
     """
+    _strength(alpha, "pessimism")
     return dpo(log_probs, label, kl_coef) + optimism(draw(log_probs), label, kl_coef, alpha=alpha)
 
 
@@ -136,14 +146,14 @@ def vpo_online(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, alpha:
     expectation (see above). The calibration policy is a choice of the user there. No released code. Population
     minimiser: no closed form; not convex, and the exact argmin is bang-bang: the paper takes 20 AdamW steps a round.
     """
-    positive(alpha=alpha)
+    _strength(alpha, "vpo_offline")
     return dpo(log_probs, label, kl_coef) + value_optimism(draw(log_probs), label, kl_coef, alpha=alpha)
 
 
 def vpo_offline(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, alpha: float) -> Tensor:
     """VPO offline (pessimistic): DPO - alpha kl_coef log pi/pi_ref(draw). Source: as `vpo_online`. With the winner as
     draw it is `rpo` of sft_weight = alpha kl_coef, up to a constant. Convex. Population minimiser: no closed form."""
-    positive(alpha=alpha)
+    _strength(alpha, "vpo_online")
     return dpo(log_probs, label, kl_coef) + value_pessimism(draw(log_probs), label, kl_coef, alpha=alpha)
 
 
@@ -154,6 +164,7 @@ def selm(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, alpha: float
     is the row: the draw is the iteration's reference model's response, decoded greedily, pairs are the best and worst
     of three, and the reference moves to the policy at every iteration. Values: kl_coef .01, alpha .001 or .0001.
     """
+    _strength(alpha, "vpo_offline")
     return vpo_online(log_probs, label, kl_coef, alpha=alpha)
 
 

@@ -70,5 +70,9 @@ DIVERGING = frozenset(
 )
 """Losses without a finite minimiser whatever the win rates: only a fit's bound ends them."""
 
-CERTAIN = frozenset({"dpo", "wpo", "offset_dpo", "simpo", "rpo", "gpo_exponential", "gpo_savage"})
-"""Losses whose minimiser is infinite where a response always wins, and finite else: they need a fit's bound then."""
+LINKED = frozenset({"f_dpo_forward_kl", "f_dpo_alpha"})
+"""Cross-entropies of a margin that is not kl_coef times the log-ratio gap."""
+
+CERTAIN = frozenset({"dpo", "rdpo", "wpo", "offset_dpo", "simpo", "rpo", "gpo_exponential", "gpo_savage"}) | LINKED
+"""Losses whose minimiser is infinite where a response always wins (`rdpo`: where it wins more often than labels are
+right), and finite else: they need a fit's bound then."""
