@@ -119,7 +119,7 @@ def newton_local(
         q, left = within(x + step, gradient, H, x), None
         if gradient_at is not None:
 
-            def correction(q: Tensor) -> Tensor:
+            def correction(q: Tensor, gradient_at: Callable[[Tensor], Tensor] = gradient_at) -> Tensor:
                 slope = gradient_at(q)
                 free = q - torch.cholesky_solve(slope[..., None], factor).squeeze(-1)
                 return torch.where(singular[:, None], q, within(free, slope, H, q))
