@@ -298,7 +298,7 @@ CLAIMS: tuple[Claim, ...] = (
 )
 
 
-HEIGHTS = {"d": 0.69, "K": 0.56, "gap": 0.56, "scale": 0.5, "kl_coef, duels": 0.11}  # of the legends, clear of the lines
+HEIGHTS = {"d": 0.69, "K": 0.56, "gap": 0.56, "scale": 0.5, "kl_coef, duels": 0.11}  # of the legends, clear of lines
 
 
 def plot(frame: pd.DataFrame) -> Figure:
