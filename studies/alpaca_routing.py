@@ -23,8 +23,8 @@ misspecified in each case. One arm, `NullModel`, is a constant text that fools t
 it stays in, except for the rules "without NullModel".
 
 Contenders: LinUCB, LinTS, SquareCB, epsilon-greedy on rewards; MaxInP, MaxPairUCB, CoLSTIM on duels; each with the best
-of three values of its own constant, by the routing regret after 1,200 questions on seeds of their own. 50 replicates,
-25 for duels (they cost more). Changed after a first look at the rewards half: tuning after 1,200 questions (it was 400,
+of three values of its own constant, by the routing regret after 1,200 questions on seeds of their own. 32 replicates,
+16 for duels (they cost more). Changed after a first look at the rewards half: tuning after 1,200 questions (it was 400,
 where 58 arms make greed look best) and a constant among the features (without it an arm that was never tried counts as
 one that never wins).
 
@@ -279,6 +279,6 @@ study = Study(
     plot=plot,
     tuning=tuning,
     tuning_metric=LOST,
-    replicates=50,
+    replicates=32,
     smoke_replicates=4,
 )

@@ -298,7 +298,8 @@ CLAIMS: tuple[Claim, ...] = (
 )
 
 
-HEIGHTS = {"d": 0.69, "K": 0.56, "gap": 0.56, "scale": 0.5, "kl_coef, duels": 0.11}  # of the legends, clear of lines
+# of the legends, clear of lines
+PLACES = {"d": (0.5, 0.69), "K": (0.5, 0.56), "gap": (0.5, 0.56), "scale": (0.5, 0.5), "kl_coef, duels": (0.25, 0.1)}
 
 
 def plot(frame: pd.DataFrame) -> Figure:
@@ -321,7 +322,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         )
         ax.legend(
             loc="center",
-            bbox_to_anchor=(0.5, HEIGHTS.get(name, 0.64)),
+            bbox_to_anchor=PLACES.get(name, (0.5, 0.64)),
             ncols=2,
             fontsize=6,
             title="exponent",

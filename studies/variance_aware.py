@@ -176,6 +176,6 @@ study = Study(
     cells=cells,
     claims=CLAIMS,
     plot=plot,
-    replicates=50,
+    replicates=32,
     smoke_replicates=4,
 )
