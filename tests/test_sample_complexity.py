@@ -86,6 +86,23 @@ def test_the_exponent_of_sample_complexity_is_that_of_the_gap(power):
     assert np.isnan(one.estimate)
 
 
+def test_leaving_out_coarse_epsilons_shows_where_their_exponent_is_not_asymptotic():
+    """A gap that waits for 2,000 queries and then falls like 1 / t: N = 2,000 + c / epsilon, exponent 1 in the end."""
+    rng, counts = np.random.default_rng(0), np.unique(np.geomspace(1, 1e6, 600).round())
+    scale = np.exp(0.1 * rng.normal(size=(30, 1)))
+    waits = np.where(counts < 2000, 1.0, scale / (1 + (counts - 2000) / 50))
+    found = complexity(frame(waits, counts), [0.3, 0.001, 0.1, 0.003, 0.01, 0.03], resamples=300).burn_in
+    assert found["largest_epsilon"].tolist() == [0.3, 0.1, 0.03, 0.01, 0.003]
+    assert found["points"].tolist() == [6, 5, 4, 3, 2]
+    assert found["exponent"].is_monotonic_increasing
+    assert found["exponent"].iloc[0] < 0.75
+    assert found["exponent"].iloc[-1] == pytest.approx(1, abs=0.08)
+    assert (found["low"].to_numpy() <= found["exponent"].to_numpy()).all()
+    whole = complexity(frame(waits, counts), [0.3, 0.1, 0.03, 0.01, 0.003, 0.001], resamples=300).exponent
+    assert found["exponent"].iloc[0] == pytest.approx(float(whole.estimate))
+    assert complexity(frame(waits, counts), [0.3, 1e-9]).burn_in.empty
+
+
 def test_burn_in_shows_where_an_exponent_is_not_asymptotic():
     rng, t = np.random.default_rng(0), np.geomspace(10, 1e5, 60)
     noise = np.exp(0.02 * rng.normal(size=(30, 1)))

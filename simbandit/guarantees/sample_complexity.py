@@ -77,10 +77,14 @@ def queries_to(frame: pd.DataFrame, epsilon: float, *, metric: str = "suboptimal
 @dataclass(frozen=True, eq=False)
 class Complexity:
     """N(epsilon) at several epsilons: medians and censored shares, and the exponent p of N ~ epsilon^-p with its
-    interval, over the epsilons that fewer than half the replicates missed; NaN where fewer than two are left."""
+    interval, over the epsilons that fewer than half the replicates missed; NaN where fewer than two are left.
+
+    burn_in: the same exponent without the coarsest epsilons, one more left out per row (columns largest_epsilon,
+    exponent, low, high, points): one that moves by more than its interval is not asymptotic yet."""
 
     table: pd.DataFrame
     exponent: Interval
+    burn_in: pd.DataFrame
 
 
 def complexity(
@@ -105,23 +109,34 @@ def complexity(
             "censored": [float(q.censored.mean()) for q in found],
         }
     )
-    usable = [q for q, median in zip(found, table["median"], strict=True) if np.isfinite(median) and median > 0]
-    if len(usable) < 2:
-        nothing = np.array(np.nan)
-        return Complexity(table, Interval(nothing, np.array(-np.inf), np.array(np.inf)))
-    at = np.log([1 / q.epsilon for q in usable])
-    slopes = (at - at.mean()) / ((at - at.mean()) @ (at - at.mean()))
-    counts = np.stack([np.where(q.censored, np.inf, q.queries) for q in usable])  # (E, R)
+    finite = np.isfinite(table["median"].to_numpy()) & (table["median"].to_numpy() > 0)
+    usable = sorted((q for q, kept in zip(found, finite, strict=True) if kept), key=lambda q: -q.epsilon)
+    exponents = _exponents(usable, resamples)
+    columns = ["largest_epsilon", "exponent", "low", "high", "points"]
+    rows = [
+        (q.epsilon, *map(float, p), len(usable) - i) for i, (q, p) in enumerate(zip(usable, exponents, strict=False))
+    ]
+    nothing = Interval(np.array(np.nan), np.array(-np.inf), np.array(np.inf))
+    return Complexity(table, exponents[0] if exponents else nothing, pd.DataFrame(rows, columns=columns))
+
+
+def _exponents(found: Sequence[QueriesTo], resamples: int) -> list[Interval]:
+    """Of all epsilons, of all but the coarsest, ..., of the last two."""
+    if len(found) < 2:
+        return []
+    counts = np.stack([np.where(q.censored, np.inf, q.queries) for q in found])  # (E, R)
     R = counts.shape[1]
-    estimate = _log_medians(counts) @ slopes
-    if R == 1:
-        return Complexity(table, Interval(np.array(estimate), np.array(-np.inf), np.array(np.inf)))
-    drawn = generator(0, EVERY_REPLICATE, "bootstrap/complexity", R).integers(R, size=(resamples, R))
-    medians = np.stack([_log_medians(counts[:, rows]) for rows in drawn])
-    missed = ~np.isfinite(medians).all(1)
-    resampled = np.where(missed, np.inf, np.where(np.isfinite(medians), medians, 0.0) @ slopes)
-    low, high = np.quantile(resampled, expanded_percentiles(R), method="nearest")
-    return Complexity(table, Interval(np.array(estimate), np.array(low), np.array(high)))
+    draws = generator(0, EVERY_REPLICATE, "bootstrap/complexity", R).integers(R, size=(resamples, R))
+    medians = np.stack([_log_medians(counts), *(_log_medians(counts[:, rows]) for rows in draws if R > 1)])
+    exponents = []
+    for i in range(len(found) - 1):
+        at = np.log([1 / q.epsilon for q in found[i:]])
+        slopes = (at - at.mean()) / ((at - at.mean()) @ (at - at.mean()))
+        there = np.isfinite(medians[:, i:])
+        p = np.where(there.all(1), np.where(there, medians[:, i:], 0.0) @ slopes, np.inf)
+        ends = np.quantile(p[1:], expanded_percentiles(R), method="nearest") if R > 1 else (-np.inf, np.inf)
+        exponents.append(Interval(np.array(p[0]), np.array(ends[0]), np.array(ends[1])))
+    return exponents
 
 
 def _log_medians(counts: np.ndarray) -> np.ndarray:
