@@ -310,4 +310,4 @@ class ExploreThenCommit:
     def _switch(self, setting: Setting) -> int:
         """The first round that commits."""
         fraction = setting.rounds ** (-1 / 3) if self.exploration is None else self.exploration
-        return math.ceil(fraction * setting.rounds)
+        return math.ceil(fraction * setting.rounds - 1e-9)

@@ -1,0 +1,173 @@
+"""Laws and schedules that a regret curve would not show: exploration, EXP4's weights, RUCB's bounds, APPO's step."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from simbandit import algorithms
+from simbandit.draws import Draws
+from simbandit.oracles import NoisyReward
+from simbandit.policies import Mixture, Tabular
+from simbandit.simulate import Problem, simulate
+from simbandit.types import Contexts
+from simbandit.worlds import LinearWorld
+from tests.test_bandits import FRESH, Recorder, simulate_setting
+from tests.test_dueling import POOL, setting_of, trained
+
+DRAWS = Draws(0, 2)
+
+
+def played(algorithm: Any, rounds: int, replicates: int, world: Any = FRESH) -> tuple[np.ndarray, ...]:
+    """features (T, R, A, d), actions (T, R), rewards (T, R)"""
+    recorder: Any = Recorder(algorithm)
+    problem = Problem(world, NoisyReward(0.5), 1.0)
+    simulate(problem, recorder, rounds=rounds, replicates=replicates, metrics=["reward_regret"], record=[0])
+    stacked = [np.stack([np.asarray(r[i]) for r in recorder.rounds]) for i in range(3)]
+    return stacked[0], stacked[1][..., 0], stacked[2]
+
+
+def test_explore_then_commit_is_uniform_then_greedy_in_what_it_learnt_there():
+    T, R, switch = 60, 12, 20
+    phi, actions, rewards = played(algorithms.create("explore_then_commit", exploration=switch / T), T, R)
+    counts = np.bincount(actions[:switch].ravel(), minlength=7)
+    assert abs(counts - switch * R / 7).max() < 5 * np.sqrt(switch * R / 7)
+    for r in range(R):
+        seen = np.take_along_axis(phi[:switch, r], actions[:switch, r, None, None], 1)[:, 0]
+        theta = np.linalg.solve(np.eye(4) + seen.T @ seen, seen.T @ rewards[:switch, r])
+        assert ((phi[switch:, r] @ theta).argmax(-1) == actions[switch:, r]).all()
+    default: Any = algorithms.create("explore_then_commit")
+    assert default._switch(simulate_setting(FRESH, rounds=1000)) == 100  # T^(2/3), not 101 by rounding
+
+
+def test_epsilon_greedy_explores_as_often_as_said():
+    phi, actions, rewards = played(algorithms.create("epsilon_greedy", epsilon=0.3), 40, 50)
+    explored = 0
+    for r in range(50):
+        V, b = np.eye(4), np.zeros(4)
+        for t in range(40):
+            theta = np.linalg.solve(V, b)
+            explored += t > 0 and int((phi[t, r] @ theta).argmax()) != actions[t, r]
+            x = phi[t, r, actions[t, r]]
+            V, b = V + np.outer(x, x), b + rewards[t, r] * x
+    share = 0.3 * 6 / 7  # a uniform action is the greedy one every seventh time
+    n = 39 * 50
+    assert abs(explored / n - share) < 4 * np.sqrt(share * (1 - share) / n)
+    decaying: Any = algorithms.create("epsilon_greedy", epsilon=2.0, decay="cube_root")
+    state = decaying.init(simulate_setting(FRESH))
+    assert decaying._rate(state) == 1.0
+    state.model.n = 999
+    assert decaying._rate(state) == pytest.approx(0.2)
+    law = decaying.policy(state)
+    assert isinstance(law, Mixture)
+    phi1 = Contexts(features=torch.eye(7, 4).double().expand(2, 1, 7, 4), ref_log_probs=torch.zeros(2, 1, 7).double())
+    np.testing.assert_allclose(law.log_probs(phi1).exp().min(), 0.8 / 7 + 0.2 / 7, rtol=1e-9)  # theta 0: all are tied
+
+
+def test_exp4s_weights_are_the_references():
+    """Importance-weighted losses of two given policies and a range that is not [0, 1]."""
+    setting = simulate_setting(LinearWorld(3, 4, 2, theta_norm=1.0), reward_range=(-1.0, 3.0))
+    rng = np.random.default_rng(0)
+    laws = rng.dirichlet(np.ones(4), size=(2, 3))  # (E, X, A)
+    experts = tuple(Tabular(torch.from_numpy(np.log(law)).expand(2, 3, 4)) for law in laws)
+    algorithm: Any = algorithms.create("exp4", policies=experts, step_size=0.3, exploration=0.1)
+    state, losses = algorithm.init(setting), np.zeros((2, 2))
+    for t in range(25):
+        x, a = rng.integers(3, size=2), rng.integers(4, size=2)
+        r = rng.uniform(-1, 3, size=2)
+        weights = np.exp(-0.3 * losses)
+        weights /= weights.sum(1, keepdims=True)
+        p = 0.9 * np.einsum("re,era->ra", weights, laws[:, x]) + 0.1 / 4
+        contexts = Contexts(index=torch.from_numpy(x)[:, None], pool=setting.contexts)
+        np.testing.assert_allclose(algorithm.policy(state).log_probs(contexts).exp()[:, 0], p, rtol=1e-12)
+        for k in range(2):
+            losses[k] += laws[:, x[k], a[k]] / p[k, a[k]] * (1 - (r[k] + 1) / 4)
+        update = torch.from_numpy(a)[:, None, None], torch.from_numpy(r)[:, None]
+        state, _ = algorithm.update(state, contexts, *update, DRAWS.at(t))
+    default: Any = algorithms.create("exp4").init(setting)
+    assert len(default.experts) == 2 * 2 + 2
+
+
+def test_rucbs_champion_and_rival_are_those_of_its_bounds():
+    algorithm: Any = algorithms.create("rucb", alpha=0.6)
+    setting = setting_of(LinearWorld(1, 5, 3))
+    state, rng = algorithm.init(setting), np.random.default_rng(1)
+    contexts = Contexts(index=torch.zeros(2, 1, dtype=torch.int64), pool=setting.contexts)
+    wins, champions = np.zeros((2, 5, 5)), set()
+    for t in range(200):
+        pair = algorithm.select(state, contexts, DRAWS.at(t))[:, 0].numpy()
+        answers = torch.zeros(2, 1).double()
+        for r in range(2):
+            n = wins[r] + wins[r].T
+            with np.errstate(divide="ignore", invalid="ignore"):
+                upper = wins[r] / n + np.sqrt(0.6 * np.log(n.sum() / 2 + 1) / n)
+            upper = np.where(n > 0, upper, 1.0)
+            np.fill_diagonal(upper, 0.5)
+            possible = np.flatnonzero((upper >= 0.5).all(1))
+            assert pair[r, 0] in (possible if len(possible) else range(5))
+            against = upper[:, pair[r, 0]].copy()
+            if (np.delete(against, pair[r, 0]) >= 0.5).any():  # the champion itself never wins a tie
+                against[pair[r, 0]] = -1.0
+            assert against[pair[r, 1]] == pytest.approx(against.max())
+            champions.add(int(pair[r, 0]))
+            first = bool(rng.random() < 1 / (1 + np.exp(pair[r, 0] - pair[r, 1])))  # the last action is the best
+            winner, loser = pair[r] if first else pair[r, ::-1]
+            wins[r, winner, loser] += winner != loser
+            answers[r, 0] = float(first)
+        state, _ = algorithm.update(state, contexts, torch.from_numpy(pair)[:, None], answers, DRAWS.at(t))
+    assert len(champions) > 2
+
+
+def test_double_thompson_keeps_to_the_hopeful_and_to_rivals_that_may_win():
+    """First: among the most matches that may be won, with Beta draws deciding; second: lower bound at most 1/2. Both
+    marginals of the draws are the posterior's."""
+    algorithm: Any = algorithms.create("double_thompson", alpha=0.6)
+    setting = setting_of(LinearWorld(1, 4, 3), replicates=4000)
+    state, rng = algorithm.init(setting), np.random.default_rng(2)
+    wins = rng.integers(0, 9, size=(4, 4)).astype(float)
+    wins[0, 1], wins[1, 0] = 60.0, 1.0  # 1 cannot beat 0 any more
+    np.fill_diagonal(wins, 0)
+    state.wins = torch.from_numpy(wins).expand(4000, 1, 4, 4).clone()
+    state.count = state.wins + state.wins.mT
+    index = torch.zeros(4000, 1, dtype=torch.int64)
+    pool = LinearWorld(1, 4, 3).instance(4000, Draws(0, 4000)).pool
+    pairs = algorithm.select(state, Contexts(index=index, pool=pool), Draws(0, 4000).at(0))[:, 0].numpy()
+    n = wins + wins.T
+    slack = np.sqrt(0.6 * np.log(n.sum() / 2 + 1) / np.maximum(n, 1))
+    with np.errstate(invalid="ignore"):
+        share = wins / n
+    hopeful = ((share + slack > 0.5) & ~np.eye(4, dtype=bool)).sum(1)
+    candidates = np.flatnonzero(hopeful == hopeful.max())
+    assert set(pairs[:, 0]) <= set(candidates.tolist())
+    for first in set(pairs[:, 0]):
+        rivals = pairs[pairs[:, 0] == first, 1]
+        allowed = [j for j in range(4) if j == first or share[j, first] - slack[j, first] <= 0.5]
+        assert set(rivals) <= set(allowed)
+        draws = rng.beta(wins[:, first, None] + 1, wins[first, :, None] + 1, size=(4, 20_000))
+        draws[first] = 0.5
+        draws[[j for j in range(4) if j not in allowed]] = -1
+        expected = np.bincount(draws.argmax(0), minlength=4) / 20_000
+        seen = np.bincount(rivals, minlength=4) / len(rivals)
+        assert abs(seen - expected).max() < 5 * np.sqrt(0.25 / len(rivals))
+
+
+def test_appos_step_by_hand():
+    """Weights move by the optimistic advantage against the policy's mean features, at most 2, where it asked."""
+    state, algorithm, contexts = trained("appo", threshold=0.2, radius=0.7, step_size=0.4)
+    phi, theta = POOL.instance(2, DRAWS).pool.features.numpy(), state.duels.model.theta.numpy()  # pyright: ignore
+    before, inverse = state.policy.table.exp().numpy(), state.duels.inverse
+    pair = algorithm.select(state, contexts, DRAWS.at(3))
+    z = contexts.features_of(pair)
+    width = torch.einsum("rbd,rde,rbe->rb", z[:, :, 0] - z[:, :, 1], inverse, z[:, :, 0] - z[:, :, 1]).sqrt()
+    assert ((width > 0.2) == (pair[..., 0] != pair[..., 1])).all()
+    same = torch.zeros(2, 4, 2, dtype=torch.int64)
+    same[1, 0, 1] = 1  # only the second replicate asks
+    state, _ = algorithm.update(state, contexts, same, torch.ones(2, 4).double(), DRAWS.at(3))
+    after, inverse = state.policy.table.exp().numpy(), state.duels.inverse.numpy()
+    theta = state.duels.model.theta.numpy()
+    np.testing.assert_allclose(after[0], before[0], rtol=1e-12)
+    u = phi[1] - np.einsum("xa,xad->xd", before[1], phi[1])[:, None]
+    advantage = np.minimum(u @ theta[1] + 0.7 * np.sqrt(np.einsum("xad,de,xae->xa", u, inverse[1], u)), 2.0)
+    expected = before[1] * np.exp(0.4 * advantage)
+    np.testing.assert_allclose(after[1], expected / expected.sum(1, keepdims=True), rtol=1e-9)
