@@ -126,7 +126,8 @@ def test_double_thompson_keeps_to_the_hopeful_and_to_rivals_that_may_win():
     setting = setting_of(LinearWorld(1, 4, 3), replicates=4000)
     state, rng = algorithm.init(setting), np.random.default_rng(2)
     wins = rng.integers(0, 9, size=(4, 4)).astype(float)
-    wins[0, 1], wins[1, 0] = 60.0, 1.0  # 1 cannot beat 0 any more
+    for i in range(4):  # a cycle: every action is surely beaten by the one before it
+        wins[i, (i + 1) % 4], wins[(i + 1) % 4, i] = 60.0, 1.0
     np.fill_diagonal(wins, 0)
     state.wins = torch.from_numpy(wins).expand(4000, 1, 4, 4).clone()
     state.count = state.wins + state.wins.mT
@@ -143,6 +144,7 @@ def test_double_thompson_keeps_to_the_hopeful_and_to_rivals_that_may_win():
     for first in set(pairs[:, 0]):
         rivals = pairs[pairs[:, 0] == first, 1]
         allowed = [j for j in range(4) if j == first or share[j, first] - slack[j, first] <= 0.5]
+        assert len(allowed) == 3
         assert set(rivals) <= set(allowed)
         draws = rng.beta(wins[:, first, None] + 1, wins[first, :, None] + 1, size=(4, 20_000))
         draws[first] = 0.5
@@ -154,7 +156,7 @@ def test_double_thompson_keeps_to_the_hopeful_and_to_rivals_that_may_win():
 
 def test_appos_step_by_hand():
     """Weights move by the optimistic advantage against the policy's mean features, at most 2, where it asked."""
-    state, algorithm, contexts = trained("appo", threshold=0.2, radius=0.7, step_size=0.4)
+    state, algorithm, contexts = trained("appo", threshold=0.2, radius=6.0, step_size=0.4)
     phi, theta = POOL.instance(2, DRAWS).pool.features.numpy(), state.duels.model.theta.numpy()  # pyright: ignore
     before, inverse = state.policy.table.exp().numpy(), state.duels.inverse
     pair = algorithm.select(state, contexts, DRAWS.at(3))
@@ -168,6 +170,7 @@ def test_appos_step_by_hand():
     theta = state.duels.model.theta.numpy()
     np.testing.assert_allclose(after[0], before[0], rtol=1e-12)
     u = phi[1] - np.einsum("xa,xad->xd", before[1], phi[1])[:, None]
-    advantage = np.minimum(u @ theta[1] + 0.7 * np.sqrt(np.einsum("xad,de,xae->xa", u, inverse[1], u)), 2.0)
+    advantage = np.minimum(u @ theta[1] + 6.0 * np.sqrt(np.einsum("xad,de,xae->xa", u, inverse[1], u)), 2.0)
+    assert 0 < (advantage == 2.0).mean() < 1
     expected = before[1] * np.exp(0.4 * advantage)
     np.testing.assert_allclose(after[1], expected / expected.sum(1, keepdims=True), rtol=1e-9)
