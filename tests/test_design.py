@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from scipy.special import xlogy
 
 from simbandit import algorithms
 from simbandit.algorithms.active import _bald
-from simbandit.design import apportion, d_optimal, largest_width
+from simbandit.design import _frank_wolfe, apportion, d_optimal, largest_width
 from simbandit.draws import Draws
 from simbandit.oracles import BradleyTerry
 from simbandit.simulate import Problem, simulate
@@ -38,6 +39,33 @@ def test_the_certificate_holds(n, d, tolerance):
     assert (design.rank, len(design.missing)) == (d, 0)
     # where the certificate holds, the average width under w is the dimension exactly
     assert widths(z, design.weights) @ design.weights == pytest.approx(d, rel=1e-9)
+
+
+RANDOM = np.random.default_rng(4).normal(size=(8, 3))
+STEPS = {
+    "toward": (RANDOM, np.full(8, 1 / 8)),
+    "away": (np.eye(3), np.array([0.45, 0.275, 0.275])),
+    "drop": (np.vstack([[0.1, 0.1, 0.0], np.eye(3)]), np.array([0.04, 0.32, 0.32, 0.32])),
+}
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_a_step_is_the_exact_maximiser_of_log_det_along_it(kind):
+    """One step, against a bounded search over its size; a step away takes at most all of a weight."""
+    z, w = STEPS[kind]
+    after, steps = _frank_wolfe(z, w, 1e-9, 1)
+    assert steps == 1
+    moved = int(np.abs(after / w - (after / w).mean()).argmax())
+
+    def log_det(s: float) -> float:
+        new = (1 - s) * w + s * np.eye(len(w))[moved]
+        return -float(np.linalg.slogdet((z.T * new) @ z)[1])
+
+    low = -w[moved] / (1 - w[moved])
+    best = minimize_scalar(log_det, bounds=(low, 0.9), method="bounded", options={"xatol": 1e-10})
+    np.testing.assert_allclose(after, (1 - best.x) * w + best.x * np.eye(len(w))[moved], atol=1e-6)
+    assert (after[moved] > w[moved]) == (kind == "toward")
+    assert (after[moved] == 0.0) == (kind == "drop")
 
 
 def test_known_designs():
