@@ -2,7 +2,8 @@
 interval.
 
 A log is a frame with columns context, action, reward and, for all methods but the direct one, the probability with
-which the logging policy chose that action. Ids are positions in the target's table.
+which the logging policy chose that action. Ids are positions in the target's table; `worlds.logged_rewards` makes such
+a frame from a user's file and labels. The target is a policy's table: `policy.log_probs(contexts).exp()[0]`.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def value(
     """E[r] under the target policy, (X, A) probabilities, from n logged rows. With w = target / propensity,
 
         ips     mean of w r                                       (Horvitz and Thompson)
-        snips   sum w r / sum w                                   (Swaminathan and Joachims 2015), interval by delta
-        method dm      mean of sum_a target_a r_hat(x, a)                r_hat: ridge regression on `features` (X, A, d)
+        snips   sum w r / sum w                                   (Swaminathan and Joachims 2015, by the delta method)
+        dm      mean of sum_a target_a r_hat(x, a)                r_hat: ridge regression on `features` (X, A, d)
         dr      mean of sum_a target_a r_hat + w (r - r_hat(a))   (Dudik et al. 2011), r_hat cross-fitted over `folds`
 
     ips and dr are unbiased if the propensities are right and positive wherever the target plays; dm if the model is

@@ -285,22 +285,28 @@ def test_features_beyond_the_assumed_norm_warn_once_with_the_measured_one():
 
 
 @pytest.mark.parametrize(
-    ("name", "oracle"),
-    [("glm_ucb", BernoulliReward()), ("maxinp", BradleyTerry()), ("colstim", BradleyTerry())],
+    ("name", "argument", "oracle"),
+    [
+        ("lints", "scale", NoisyReward(0.5)),
+        ("glm_ucb", "radius", BernoulliReward()),
+        ("maxinp", "radius", BradleyTerry()),
+        ("colstim", "radius", BradleyTerry()),
+        ("vacdb", "radius", BradleyTerry()),
+    ],
 )
-def test_other_theory_radii_warn_of_long_features_once_too(name, oracle):
+def test_other_theories_warn_of_long_features_once_too(name, argument, oracle):
     for world in (
         LinearWorld(5, 4, 3, features="gaussian", theta_norm=1.0),
         LinearWorld(None, 4, 3, features="gaussian", theta_norm=1.0, n_evaluation=5),
     ):
-        algorithm = algorithms.create(name, radius="theory")
-        with pytest.warns(UserWarning, match=r"radius: .* <= 1, and features reach [1-9]") as seen:
+        algorithm = algorithms.create(name, **{argument: "theory"})
+        with pytest.warns(UserWarning, match=rf"{argument}: .* <= 1, and features reach [1-9]") as seen:
             simulate(Problem(world, oracle, 1.0), algorithm, rounds=4)
         assert len(seen) == 1
     unit = LinearWorld(5, 4, 3, theta_norm=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        simulate(Problem(unit, oracle, 1.0), algorithms.create(name, radius="theory"), rounds=4)
+        simulate(Problem(unit, oracle, 1.0), algorithms.create(name, **{argument: "theory"}), rounds=4)
 
 
 @pytest.mark.parametrize("name", REGRETS)

@@ -230,10 +230,11 @@ class DOptimal:
     weights = `design.d_optimal` of the differences phi(x, a) - phi(x, b), rounded to T questions by `design.apportion`
     and spread evenly over the rounds. Source: 2410.17055 (no experiments seen); by Kiefer and Wolfowitz every width is
     at most sqrt(d / T), hence worst-context simple regret O~(e^S d / sqrt(T)) for Bradley-Terry labels, ||theta*|| <=
-    S. tolerance: of the design's certificate. Directions that no pair spans are left out (nothing could be learnt
-    there). Deviations: a ridge and the world's ball in the MLE instead of its projection; offline data do not change
-    the plan. `policy`: greedy. Complexity: one design per replicate in `init` (one for all where they share features),
-    each linear in X A^2. Raises ValueError for a world of fresh contexts or without features.
+    S. tolerance: of the design's certificate. It is the G-optimal design too. Directions that no pair spans are left
+    out without a warning: no choice among offered actions depends on them. Deviations: a ridge and the world's ball in
+    the MLE instead of its projection; offline data do not change the plan. `policy`: greedy. Complexity: one design per
+    replicate in `init` (one for all where they share features), each linear in X A^2. Raises ValueError for a world of
+    fresh contexts or without features.
     """
 
     tolerance: float = 0.01

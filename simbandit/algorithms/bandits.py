@@ -9,14 +9,13 @@ was *played* is what `reward_regret` counts. All raise ValueError for a world wi
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from simbandit.algorithms.checks import check
+from simbandit.algorithms.checks import check, warn_of_norms
 from simbandit.algorithms.choosing import GreedyPolicy, choose
 from simbandit.draws import Round
 from simbandit.least_squares import LeastSquares
@@ -137,15 +136,8 @@ class LinUCB:
         return self.noise_std * (model.log_det - 2 * math.log(DELTA)).sqrt() + shift
 
     def _check_norms(self, state: _State, contexts: Contexts) -> None:
-        if self.radius != "bound" or state.warned:
-            return
-        norm = float(contexts.features.norm(dim=-1).max())
-        if norm > self.feature_bound * (1 + 1e-9):
-            state.warned = True
-            warnings.warn(
-                f"feature_bound: the radius assumes ||phi|| <= {self.feature_bound:g}, and features reach {norm:.4g}",
-                stacklevel=2,
-            )
+        if self.radius == "bound" and not state.warned:
+            state.warned = warn_of_norms(contexts, self.feature_bound, "feature_bound")
 
 
 @dataclass(frozen=True)
@@ -175,9 +167,14 @@ class LinTS:
         return False
 
     def init(self, setting: Setting) -> _State:
-        return start(setting, self.ridge, root=True)
+        state = start(setting, self.ridge, root=True)
+        if setting.contexts is not None:
+            self._check_norms(state, setting.contexts)
+        return state
 
     def select(self, state: _State, contexts: Contexts, draws: Round) -> Tensor:
+        if state.setting.contexts is None:
+            self._check_norms(state, contexts)
         theta = self.posterior_draw(state, draws, contexts.shape[1])
         scores = (contexts.features @ theta[..., None]).squeeze(-1)
         return choose(scores, contexts, draws.uniform("ties", contexts.shape[1]))[..., None]
@@ -201,6 +198,10 @@ class LinTS:
             scale = self.noise_std * math.sqrt(9 * setting.dim * math.log(max(2, model.n + 1) / DELTA))
         normals = draws.normal("posterior", size, setting.dim)
         return model.theta[:, None] + scale * (normals @ model.root.mT)
+
+    def _check_norms(self, state: _State, contexts: Contexts) -> None:
+        if self.scale == "theory" and not state.warned:
+            state.warned = warn_of_norms(contexts, 1.0, "scale")
 
 
 @dataclass(frozen=True)

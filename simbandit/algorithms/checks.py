@@ -60,9 +60,9 @@ def _check(name: str, value: Any, hint: Any, low: float) -> None:
 
 
 def warn_of_norms(contexts: Contexts, bound: float, argument: str) -> bool:
-    """Whether features are longer than a radius assumes; warns with the measured norm, naming the argument."""
+    """Whether features are longer than a theory assumes; warns with the measured norm, naming the argument."""
     norm = float(contexts.features.norm(dim=-1).max())
     if norm <= bound * (1 + 1e-9):
         return False
-    warnings.warn(f"{argument}: the radius assumes ||phi|| <= {bound:g}, and features reach {norm:.4g}", stacklevel=3)
+    warnings.warn(f"{argument}: the theory assumes ||phi|| <= {bound:g}, and features reach {norm:.4g}", stacklevel=3)
     return True

@@ -29,6 +29,7 @@ class _State:
     radius: Tensor  # (layers, R)
     model: RewardModel  # plain MLE on all duels: the output
     played: tuple[Tensor, Tensor] | None = None  # the pairs that `select` returned, and their layers
+    warned: bool = False
 
 
 class Walk(NamedTuple):
@@ -99,11 +100,13 @@ class VACDB:
         zeros = torch.zeros(L, R, d).to(eye)
         state = _State(setting, duels, zeros, inverses, zeros[..., 0], zeros[..., 0], zeros[..., 0], model)
         state.radius = self._radius(state)
-        if self.radius == "theory" and setting.contexts is not None:
-            warn_of_norms(setting.contexts, 1.0, "radius")
+        if setting.contexts is not None:
+            self._check_norms(state, setting.contexts)
         return state
 
     def select(self, state: _State, contexts: Contexts, draws: Round) -> Tensor:
+        if state.setting.contexts is None:
+            self._check_norms(state, contexts)
         walk = self._walk(state, contexts)
         pair = choose_pair(walk.scores, contexts, draws.uniform("ties", contexts.shape[1]))
         state.played = pair, walk.layer
@@ -198,3 +201,7 @@ class VACDB:
         now, after = (math.log(4 * s**2 * L * T) for s in (t, t + 1))
         variance = torch.where(1 / power >= 16 / kappa * math.sqrt(after), state.variance, state.size)
         return power / kappa * (16 * ((8 * variance + 18 * after) * now).sqrt() + 6 * now) + 2 * power
+
+    def _check_norms(self, state: _State, contexts: Contexts) -> None:
+        if self.radius == "theory" and not state.warned:
+            state.warned = warn_of_norms(contexts, 1.0, "radius")
