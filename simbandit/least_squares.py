@@ -96,16 +96,18 @@ class LeastSquares:
     def scores(self, phi: Tensor, radius: Tensor | float) -> Tensor:
         """mean + radius * width of features (R, B, A, d), radius a number, (R,), or per arm (R, A): (R, B, A)."""
         R, B, A, d = phi.shape
-        multiplier = torch.as_tensor(radius, dtype=phi.dtype, device=phi.device).expand(self._log_det.shape)
         if not self._compiled:
-            return self.width(phi).mul_(multiplier.view(R, 1, -1)).add_(self.mean(phi))
+            multiplier = radius.view(R, 1, -1) if isinstance(radius, Tensor) else radius
+            return self.width(phi).mul_(multiplier).add_(self.mean(phi))
+        lead = (R,) if self.arms is None else (R, A)
+        each = np.ascontiguousarray(radius.numpy()) if isinstance(radius, Tensor) else np.full(lead, float(radius))
         out = np.empty((R, B, A))
         if self.arms is None:
             f = np.ascontiguousarray(phi.numpy()).reshape(R, B * A, d)
-            compiled.scores(f, self._theta, self._array, multiplier.numpy(), out.reshape(R, -1))
+            compiled.scores(f, self._theta, self._array, each, out.reshape(R, -1))
         else:
             f = np.ascontiguousarray(phi.numpy()[:, :, : 1 if phi.stride(2) == 0 else A])
-            compiled.own_scores(f, self._theta, self._array, multiplier.numpy(), out)
+            compiled.own_scores(f, self._theta, self._array, each, out)
         return torch.from_numpy(out)
 
     def observe(self, phi: Tensor, reward: Tensor, arm: Tensor | None = None) -> None:

@@ -72,7 +72,8 @@ def reward_regret(s: Snapshot) -> Tensor | None:
     if s.best_rewards is not None:
         best = s.contexts.rows(s.best_rewards)
     else:
-        best = best_reward(s.instance.rewards(s.contexts), s.contexts.ref_log_probs)
+        rewards = s.instance.rewards(s.contexts)
+        best = best_reward(rewards, s.contexts.ref_log_probs) if s.contexts.ragged else rewards.amax(-1)
     return (best - played).mean(-1)
 
 

@@ -213,6 +213,7 @@ class _Run:
         if not asked:
             raise ValueError("metrics: needs at least one name; leave it out for the defaults")
         self.metrics = metric_registry.resolve(asked, self.instance.has_rewards)
+        self.cumulative = any(name.startswith(CUMULATIVE) for name, _ in self.metrics)
         self.best = None
         if self.instance.has_rewards and self.instance.pool is not None:
             self.best = best_reward(self.instance.rewards(self.instance.pool), self.instance.pool.ref_log_probs)
@@ -315,8 +316,7 @@ class _Run:
             self.informative = self.informative + (actions[..., 0] != actions[..., 1]).sum(-1)
 
     def _record(self, t: int, wanted: bool, policy: Policy, contexts: Contexts | None, actions: Tensor | None) -> None:
-        cumulative = [name for name, _ in self.metrics if name.startswith(CUMULATIVE)]
-        if not (wanted or (cumulative and actions is not None)):
+        if not (wanted or (self.cumulative and actions is not None)):
             return
         snapshot = Snapshot(
             instance=self.instance,

@@ -37,11 +37,12 @@ class Contexts:
         ref_log_probs: Tensor | None = None,
         weights: Tensor | None = None,
         vector: Tensor | None = None,
+        ragged: bool | None = None,
     ):
         if pool is None and ref_log_probs is None:
             raise ValueError("Contexts needs either `pool` and `index`, or its own `ref_log_probs`")
         self.index, self.pool, self.weights = index, pool, weights
-        self._features, self._ref_log_probs, self._vector = features, ref_log_probs, vector
+        self._features, self._ref_log_probs, self._vector, self._ragged = features, ref_log_probs, vector, ragged
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -53,6 +54,14 @@ class Contexts:
     @property
     def n_actions(self) -> int:
         return (self.pool or self).ref_log_probs.shape[-1]
+
+    @property
+    def ragged(self) -> bool:
+        """Whether some context does not offer some action."""
+        held = self.pool or self
+        if held._ragged is None:
+            held._ragged = bool((held.ref_log_probs == -torch.inf).any())
+        return held._ragged
 
     @property
     def has_features(self) -> bool:

@@ -3,7 +3,6 @@ uniform that was drawn in advance."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +32,9 @@ class GreedyPolicy(Rows):
 def choose(scores: Tensor, contexts: Contexts, uniforms: Tensor) -> Tensor:
     """(R, B): the offered action of the highest score (R, B, A); among tied ones the uniforms (R, B) decide, each as
     likely as the other."""
-    xp, s, ref, u = native(scores, contexts.ref_log_probs, uniforms)
-    absent = ref == -math.inf
-    return tensor(_pick(xp, xp.where(absent, -math.inf, s) if absent.any() else s, u))
+    if contexts.ragged:
+        scores = scores.masked_fill(contexts.ref_log_probs == -torch.inf, -torch.inf)
+    return tensor(_pick(*native(scores, uniforms)))
 
 
 def choose_pair(scores: Tensor, contexts: Contexts, uniforms: Tensor) -> Tensor:

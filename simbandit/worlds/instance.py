@@ -190,7 +190,7 @@ def linear_rewards(contexts: Contexts, theta: Tensor) -> Tensor:
     x = contexts.vector
     if x is not None:
         rewards = _product(x, theta.reshape(len(theta), -1, x.shape[-1]).mT)
-        return torch.where(torch.isneginf(contexts.ref_log_probs), 0.0, rewards)
+        return torch.where(torch.isneginf(contexts.ref_log_probs), 0.0, rewards) if contexts.ragged else rewards
     R, B, A, d = contexts.features.shape
     return _product(contexts.features.reshape(R, B * A, d), theta[..., None]).view(R, B, A)
 

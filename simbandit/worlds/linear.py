@@ -201,7 +201,10 @@ class LinearWorld:
         def held(ref: Tensor, features: Tensor | None = features) -> Contexts:
             each = None if features is None else features.expand(replicates, size, -1, -1)
             ref = ref.expand(replicates, size, -1)
-            return Contexts(index=index, features=each, vector=vector, ref_log_probs=ref, weights=weights)
+            offers = None if isinstance(self.reference, np.ndarray) else False
+            return Contexts(
+                index=index, features=each, vector=vector, ref_log_probs=ref, weights=weights, ragged=offers
+            )
 
         if reference is None:
             every = torch.zeros(1, 1, self.n_actions, dtype=torch.float64, device=device)
