@@ -174,23 +174,28 @@ def own_scores(phi: Any, theta: Any, inverse: Any, radius: Any, out: Any) -> Non
     """The same with a model per arm: phi (R, B, A, d), or (R, B, 1, d) where all arms see one vector, theta (R, A, d),
     inverse (R, A, d, d), radius (R, A), out (R, B, A). A width is one long product of the matrix with x x'."""
     R, B, A = out.shape
-    d = theta.shape[2]
-    outer = np.empty(d * d)
+    d, common = theta.shape[2], phi.shape[2] == 1
+    outer, squares = np.empty(d * d), np.empty(A)
     for r in range(R):
+        matrices = inverse[r].reshape(A, d * d)
         for b in range(B):
             for a in range(A):
-                x = phi[r, b, a % phi.shape[2]]
-                if a < phi.shape[2]:
+                x = phi[r, b, 0 if common else a]
+                if a == 0 or not common:
                     for i in range(d):
                         for j in range(d):
                             outer[i * d + j] = x[i] * x[j]
-                matrix = inverse[r, a].reshape(d * d)
-                square = mean = 0.0
-                for i in range(d * d):
-                    square += outer[i] * matrix[i]
+                if not common:
+                    square = 0.0
+                    for i in range(d * d):
+                        square += outer[i] * matrices[a, i]
+                    squares[a] = square
+                elif a == 0:
+                    np.dot(matrices, outer, squares)
+                mean = 0.0
                 for i in range(d):
                     mean += theta[r, a, i] * x[i]
-                out[r, b, a] = mean + radius[r, a] * np.sqrt(abs(square))
+                out[r, b, a] = mean + radius[r, a] * np.sqrt(abs(squares[a]))
 
 
 @fast
