@@ -75,7 +75,7 @@ def unique_tokens(prompts: Rows, responses: Rows) -> Rows:
     return [list(p) for p in distinct] + responses
 
 
-def ratios(work: Sequence[Callable[[], Any]], repeats: int = 5) -> list[float]:
+def ratios(work: Sequence[Callable[[], Any]], repeats: int = 3) -> list[float]:
     """Medians of CPU seconds, interleaved."""
     spent: list[list[float]] = [[] for _ in work]
     for _ in range(repeats):

@@ -18,8 +18,8 @@ import torch
 
 pytest.importorskip("transformers", reason="the extra `llm` is not installed")
 
-from benchmarks.scoring_paths import PAIRS, backbone, model_of, pairs, plain, ratios, unique_tokens  # noqa: E402
-from llm_bridge import sequence_log_probs  # noqa: E402
+from benchmarks.scoring_paths import PAIRS, backbone, model_of, pairs, plain, ratios, unique_tokens
+from llm_bridge import sequence_log_probs
 
 
 @pytest.fixture(autouse=True)

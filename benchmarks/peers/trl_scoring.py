@@ -12,11 +12,12 @@ import torch
 
 warnings.simplefilter("ignore")
 
-from benchmarks.scoring_paths import PAIRS, backbone, model_of, pairs, plain, ratios, unique_tokens  # noqa: E402
-from llm_bridge import sequence_log_probs  # noqa: E402
 from trl import DPOTrainer, __version__  # noqa: E402
 from trl.trainer.dpo_trainer import DataCollatorForPreference  # noqa: E402
 from trl.trainer.utils import add_fused_lm_head  # noqa: E402
+
+from benchmarks.scoring_paths import PAIRS, backbone, model_of, pairs, plain, ratios, unique_tokens  # noqa: E402
+from llm_bridge import sequence_log_probs  # noqa: E402
 
 Rows = list[list[int]]
 
