@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -13,7 +14,9 @@ from llm_bridge.batches import distinct, response_states
 from llm_bridge.models import Run, head_of
 from llm_bridge.oracles import Judge, Scorer
 from llm_bridge.policy import LMPolicy
+from llm_bridge.scoring import sequence_log_probs
 from simbandit.draws import generator
+from simbandit.guarantees.statistics import mean_interval
 
 LAW_NUMBERS = 2**24  # float32 numbers of two policies' laws at once: 128 MB
 
@@ -27,6 +30,8 @@ class Evaluation:
         is unbiased for the sequence-level KL and varies less than log pi - log pi_ref.
     entropy: nats a response, the same way. length: tokens. truncated: share cut before an end token.
     win_rate: P(preferred to a response of the reference to the same prompt), by the judge, where there is one.
+    implied_accuracy: how often the implied reward log pi / pi_ref orders these two responses as the judge does (an
+        order that either leaves open counts 1/2, so it starts at 1/2).
     reward: by the scorer, where there is one.
     """
 
@@ -44,7 +49,7 @@ class Evaluation:
     def metrics(self) -> list[tuple[str, Callable[[Any], Tensor]]]:
         """(name, function of a Snapshot) pairs, for `simulate(metrics=...)`."""
         names = ["kl_to_reference", "entropy", "length", "truncated"]
-        names += ["win_rate"] * (self.judge is not None) + ["reward"] * (self.scorer is not None)
+        names += ["win_rate", "implied_accuracy"] * (self.judge is not None) + ["reward"] * (self.scorer is not None)
 
         def reading(name: str, error: bool) -> Callable[[Any], Tensor]:
             def metric(snapshot: Any) -> Tensor:
@@ -54,6 +59,11 @@ class Evaluation:
             return metric
 
         return [(name + "_error" * error, reading(name, error)) for name in names for error in (False, True)]
+
+    def intervals(self, policy: LMPolicy) -> pd.DataFrame:
+        """metric, mean, and a 95 % interval (bootstrap over responses), one row each."""
+        rows = [(name, *map(float, mean_interval(values.numpy()))) for name, values in self.of(policy).items()]
+        return pd.DataFrame(rows, columns=["metric", "mean", "low", "high"])
 
     def of(self, policy: LMPolicy) -> dict[str, Tensor]:
         """One value per response, (size,), of every metric; computed once per policy."""
@@ -77,14 +87,25 @@ class Evaluation:
         told = [(read.prompt_text(x), self._text(policy, r)) for x, r in zip(prompts, drawn, strict=True)]
         if self.judge is not None:
             if "opponents" not in self.held:
-                opponents = self._drawn(self.reference, "opponents", prompts)
-                self.held["opponents"] = [self._text(policy, r) for r in opponents]
+                self.held["opponents"] = self._drawn(self.reference, "opponents", prompts)
             both = zip(told, self.held["opponents"], strict=True)
-            asked = [(prompt, mine, other) for (prompt, mine), other in both]
+            asked = [(prompt, mine, self._text(policy, other)) for (prompt, mine), other in both]
             values["win_rate"] = torch.tensor(self.judge(asked)).double()
+            margin = self._implied(policy, prompts, drawn) - self._implied(policy, prompts, self.held["opponents"])
+            agreed = margin.sign() * (values["win_rate"] - 0.5).sign()
+            values["implied_accuracy"] = (1 + agreed) / 2
         if self.scorer is not None:
             values["reward"] = torch.tensor(self.scorer(told)).double()
         return values
+
+    def _implied(self, policy: LMPolicy, prompts: list[int], responses: list[tuple[int, ...]]) -> Tensor:
+        """log pi / pi_ref of responses, (n,); exactly 0 for the reference itself."""
+        asked = [policy.catalogue.prompts[x] for x in prompts]
+        mine, other = (
+            sequence_log_probs(p.model, asked, responses, token_budget=p.token_budget).double().cpu()
+            for p in (policy, self.reference)
+        )
+        return mine - other
 
     def _drawn(self, policy: LMPolicy, purpose: str, prompts: list[int]) -> list[tuple[int, ...]]:
         return policy.generate(prompts, generator(self.seed, 0, purpose).random(self.size).tolist())

@@ -58,14 +58,13 @@ def main() -> None:
                 lambda p=prompts, r=responses, m=model: sequence_log_probs(m, p, r),
                 lambda p=prompts, r=responses, m=model: sequence_log_probs(m, p, r, layout="joint"),
                 lambda p=prompts, r=responses, m=theirs: trl(m, p, r, 8),
-                lambda p=prompts, r=responses, m=theirs: trl(m, p, r, 16),
                 lambda p=prompts, r=responses, m=model: plain(m, p, r),
                 lambda p=prompts, r=responses, m=model: backbone(m, unique_tokens(p, r)),
             ]
-            ours, joint, eight, sixteen, usual, bare = ratios(work)
-            row = {"trl": __version__, "vocabulary": vocabulary, "distinct_prompts": distinct_prompts}
-            row |= {"seconds": ours, "trl_8": eight / ours, "trl_16": sixteen / ours, "trl_8_over_joint": eight / joint}
-            row |= {"plain_over_trl_8": usual / eight, "over_backbone": ours / bare}
+            ours, joint, eight, usual, bare = ratios(work)
+            row = {"version": __version__, "vocabulary": vocabulary, "distinct_prompts": distinct_prompts}
+            row |= {"seconds": ours, "trl": eight / ours, "trl_over_joint": eight / joint}
+            row |= {"plain_over_trl": usual / eight, "over_backbone": ours / bare}
             print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
 
 

@@ -59,6 +59,15 @@ def test_metrics_of_a_run(toy):
     assert frame.loc[2, "win_rate"] > frame.loc[0, "win_rate"]
     assert frame.loc[2, "reward"] > frame.loc[0, "reward"]
     assert frame.loc[2, "length"] > frame.loc[0, "length"]
+    assert frame.loc[0, "implied_accuracy"] == 0.5
+    assert frame.loc[2, "implied_accuracy"] > 0.6  # longer responses win, and have become likelier
+    told = evaluation.intervals(results.policy).set_index("metric")
+    for name in ("kl_to_reference", "win_rate", "length"):
+        low, mean, high = told.loc[name, ["low", "mean", "high"]].astype(float)
+        assert mean == pytest.approx(frame.loc[2, name])
+        assert low < mean < high
+        error = frame.loc[2, f"{name}_error"]
+        assert 2 * error < high - low < 6 * error  # a 95 % interval is near four standard errors wide
     assert frame["entropy"].gt(5).all()
     assert frame["truncated"].between(0, 1).all()
     with pytest.raises(ValueError, match="size: must be at least 2"):

@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 
-from llm_bridge import batches, scoring, sequence_log_probs, token_log_probs
+from llm_bridge import batches, loading, scoring, sequence_log_probs, token_log_probs
+from llm_bridge import models as parts
 from tests.llm_bridge import models
 
 LAYOUTS = ["auto", "joint", "shared"]
@@ -165,6 +166,51 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch):
     )
     with pytest.raises(MemoryError, match=r"single sequence of \d+ tokens"):
         sequence_log_probs(model, prompts, responses)
+
+
+def test_a_size_that_failed_is_not_tried_again(monkeypatch):
+    """Sixteen pairs of one length, two to a batch: after one batch has failed, the others come in halves at once."""
+    model = models.gpt2().double()
+    prompts, responses = [[i, 1] for i in range(16)], [[i, 2, 3] for i in range(16)]
+    expected, body, sizes = sequence_log_probs(model, prompts, responses), model.transformer.forward, []
+
+    def forward(**given):
+        sizes.append(len(given["input_ids"]))
+        if sizes[-1] > 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return body(**given)
+
+    monkeypatch.setattr(model.transformer, "forward", forward)
+    scored = sequence_log_probs(model, prompts, responses, token_budget=8)
+    torch.testing.assert_close(scored, expected, rtol=0, atol=1e-10)
+    assert sizes == [2] + 16 * [1]
+
+
+def test_a_compiled_body_gives_the_same(monkeypatch):
+    monkeypatch.setattr(parts, "COMPILE", {"dynamic": True, "backend": "eager"})  # traced, and run as it is
+    prompts, responses = models.pairs(9, 3, longest=12)
+    for model in (models.llama(), models.t5()):
+        expected = sequence_log_probs(model, prompts, responses)
+        scored = sequence_log_probs(model, prompts, responses, compiled=True)
+        torch.testing.assert_close(scored, expected, rtol=0, atol=1e-4)
+        body = model.get_decoder() if model.config.is_encoder_decoder else model.base_model
+        assert body._compiled_call_impl is not None
+
+
+def test_quantised_weights_score_as_the_model_says(tmp_path):
+    """A reference in eight bits (bitsandbytes): its own logits, one by one."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    models.llama().save_pretrained(tmp_path)
+    settings = transformers.BitsAndBytesConfig(load_in_8bit=True)
+    model = loading.load_model(tmp_path, quantization_config=settings, device_map="cpu")
+    assert any(p.dtype == torch.int8 for p in model.parameters())
+    prompts, responses = models.pairs(9, 3, longest=12)
+    scored = sequence_log_probs(model, prompts, responses)
+    own, whole = models.one_by_one(model, prompts, responses), models.one_by_one(models.llama(), prompts, responses)
+    assert scored.dtype == torch.float32
+    # activations are quantised row by row of a batch, so rounding differs; the weights' own error is larger
+    assert (scored - own.float()).abs().max() < 0.05 * own.abs().max()
+    assert (scored - whole).abs().max() < 0.3 * whole.abs().max()
 
 
 def test_bfloat16_is_near_float32():
