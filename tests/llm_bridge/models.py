@@ -57,6 +57,10 @@ def mistral() -> Any:
     return _llama_like("Mistral", sliding_window=8)
 
 
+def gemma() -> Any:
+    return _llama_like("Gemma", head_dim=8)
+
+
 def gemma2() -> Any:
     return _llama_like("Gemma2", sliding_window=8, head_dim=8, final_logit_softcapping=2.0)
 

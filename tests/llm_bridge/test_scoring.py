@@ -29,7 +29,10 @@ def test_batched_is_one_by_one_in_float64(layout, distinct_prompts):
         torch.testing.assert_close(scored, expected[order], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("make", [models.gpt2, models.llama, models.qwen2, models.mistral, models.gemma2, models.t5])
+FAMILIES = [models.gpt2, models.llama, models.qwen2, models.mistral, models.gemma, models.gemma2, models.t5]
+
+
+@pytest.mark.parametrize("make", FAMILIES)
 def test_batched_is_one_by_one_on_every_architecture(make):
     model = make()
     for distinct_prompts in (3, 21):

@@ -6,7 +6,10 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from llm_bridge import loading, sequence_log_probs
 from llm_bridge import toy as toys
@@ -79,6 +82,16 @@ def test_the_tokenizer_and_its_chat_template(toy):
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="chat: this tokenizer has no chat template"):
         loading.encode_prompts(tokenizer, ["about boat :"], chat=True)
+
+
+def test_a_boundary_that_cuts_a_token_is_seen():
+    """Byte pairs: "ab" is one token, so a prompt ending in "a" and a response beginning with "b" are not the text's
+    tokens, though they read the same."""
+    inner = Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "c": 2, "ab": 3}, [("a", "b")]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    assert tokenizer("cab")["input_ids"] == [2, 3]
+    assert loading.boundary_holds(tokenizer, [2], [3])
+    assert not loading.boundary_holds(tokenizer, [2, 0], [1])
 
 
 def test_prompts_are_shipped(toy):
