@@ -21,7 +21,7 @@ BUDGET = 1024  # tokens of a batch of the bare backbone: as the scorer's on a CP
 
 def model_of(vocabulary: int) -> Any:
     """A random Llama of 4 layers and width 256."""
-    shape = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
+    shape: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
     config = transformers.LlamaConfig(vocab_size=vocabulary, max_position_embeddings=256, **shape)
     with torch.random.fork_rng(devices=[]):
         return transformers.LlamaForCausalLM(config).eval()

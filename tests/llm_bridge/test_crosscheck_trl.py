@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import warnings
 from collections import defaultdict
 from functools import partial
@@ -31,14 +32,12 @@ def trl() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip("trl", reason="TRL is not installed (extra `crosscheck`)")
-        from trl import DPOTrainer
-        from trl.trainer.dpo_trainer import DataCollatorForPreference
-        from trl.trainer.utils import add_fused_lm_head
+        dpo, scoring = (importlib.import_module(f"trl.trainer.{name}") for name in ("dpo_trainer", "utils"))
     return SimpleNamespace(
-        loss=DPOTrainer._compute_loss,
-        reference=DPOTrainer.compute_ref_log_probs,
-        collator=DataCollatorForPreference(pad_token_id=0),
-        fuse=partial(add_fused_lm_head, outputs=("log_probs", "entropy", "mean_logits", "is_top1")),
+        loss=dpo.DPOTrainer._compute_loss,
+        reference=dpo.DPOTrainer.compute_ref_log_probs,
+        collator=dpo.DataCollatorForPreference(pad_token_id=0),
+        fuse=partial(scoring.add_fused_lm_head, outputs=("log_probs", "entropy", "mean_logits", "is_top1")),
     )
 
 

@@ -52,7 +52,7 @@ def test_metrics_of_a_run(toy):
     oracle = judges.TextOracle(policy.catalogue, judge)
     problem = Problem(policy.world(), oracle, 0.1)
     row: Any = direct_row("online_dpo")
-    results = simulate(problem, row, rounds=2, batch_size=16, policy=policy, metrics=evaluation.metrics())
+    results: Any = simulate(problem, row, rounds=2, batch_size=16, policy=policy, metrics=evaluation.metrics())
     frame: Any = results.frame().pivot(index="round", columns="metric", values="value")
     assert frame.loc[0, "kl_to_reference"] == pytest.approx(0.0, abs=1e-9)
     assert frame.loc[2, "kl_to_reference"] > 5 * frame.loc[2, "kl_to_reference_error"] > 0
