@@ -7,11 +7,11 @@ width 48, trained for 400 steps on the template grammar (`llm_bridge.toy`); 16 p
 
 Grid. Six rows with the first annotator, three with the second: Bradley-Terry with the text's true reward at temperature
 1/4 (grammatical, on topic, pleasant, not long-winded), and raters of whom half go by it and half are intransitive (the
-number of words modulo 3). kl_coef .2; 4 rounds of 320 duels; every fit is 25 steps of AdamW at .001 on minibatches of
+number of words modulo 3). kl_coef .2; 3 rounds of 320 duels; every fit is 25 steps of AdamW at .001 on minibatches of
 128 duels, from the last weights; SAIL's step is those steps too. 96 responses, drawn with the same uniforms every time,
-judge each policy of a seed. Three seeds, for a quarter of an hour on one core; they share the model, and differ in
-prompts drawn, responses, labels and evaluation. Pilot runs on one seed chose this shape: with 8 rounds of 128 duels the
-fresh duels of a round taught INPO nothing.
+judge each policy of a seed. Three seeds, as many as fit ten minutes of one core; they share the model, and differ in
+prompts drawn, responses, labels and evaluation. Pilot runs on one seed chose this shape: with 6 rounds of
+128 duels INPO, which sees this round's duels only, gained no reward.
 
 What is judged: reward; win rate against the reference; KL to it (Rao-Blackwellised); J = reward / temperature - kl_coef
 KL, the target of the methods that believe in a reward; and the value of the game against the reference, win rate -
@@ -36,7 +36,7 @@ from simbandit.simulate import Problem, simulate
 from simbandit.study import Settings, Study, Task
 from studies._language import needs_transformers
 
-KL_COEF, TEMPERATURE, ROUNDS, DUELS = 0.2, 0.25, 4, 320
+KL_COEF, TEMPERATURE, ROUNDS, DUELS = 0.2, 0.25, 3, 320
 STEPS, RATE, MINIBATCH, RESPONSES, TRAINED = 25, 0.001, 128, 96, 400
 ROWS = {
     "inpo": "INPO",
