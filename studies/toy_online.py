@@ -1,11 +1,11 @@
-"""Online preference learning that trains weights: INPO, DPO, XPO, SAIL and GSHF's enhancers on the toy language model.
+"""Online preference learning that trains weights: INPO, DPO, XPO, SAIL and GSHF's enhancer on the toy language model.
 
 No paper's figure: the registry's rows INPO (2407.00617), online DPO, XPO (2405.21046), SAIL-PR (2406.15567), and GSHF
-as it is run on language models (2312.11456, 2405.07863): online DPO's main agent against an enhancer, which is the
-policy at temperature 1.3, or best and worst of 8 by the policy's own implied reward. The model is a two-layer Llama of
-width 48, trained for 400 steps on the template grammar (`llm_bridge.toy`); 16 prompts, responses of up to 24 tokens.
+as it is run on language models (2312.11456, 2405.07863): online DPO's main agent against an enhancer, here the policy
+at temperature 1.3 (`llm_bridge.enhancers` has the others). The model is a two-layer Llama of width 48, trained for 400
+steps on the template grammar (`llm_bridge.toy`); 16 prompts, responses of up to 24 tokens.
 
-Grid. Six rows with the first annotator, three with the second: Bradley-Terry with the text's true reward at temperature
+Grid. Five rows with the first annotator, two with the second: Bradley-Terry with the text's true reward at temperature
 1/4 (grammatical, on topic, pleasant, not long-winded), and raters of whom half go by it and half are intransitive (the
 number of words modulo 3). kl_coef .2; 3 rounds of 320 duels; every fit is 25 steps of AdamW at .001 on minibatches of
 128 duels, from the last weights; SAIL's step is those steps too. 96 responses, drawn with the same uniforms every time,
@@ -43,10 +43,9 @@ ROWS = {
     "online_dpo": "online DPO",
     "xpo": "XPO",
     "sail_pr": "SAIL-PR",
-    "gshf_dpo": "GSHF-DPO, temperature",
-    "gshf_dpo_best_worst": "GSHF-DPO, best/worst of 8",
+    "gshf_dpo": "GSHF-DPO",
 }
-PLAYED = ("inpo", "online_dpo", "gshf_dpo")  # with the raters
+PLAYED = ("inpo", "online_dpo")  # with the raters
 REWARD, RATERS = "reward", "raters"
 J, VALUE = "J", "value of the game"
 
@@ -177,7 +176,6 @@ PAPERS = {
     "xpo": "2405.21046",
     "sail_pr": "2406.15567",
     "gshf_dpo": "2312.11456",
-    "gshf_dpo_best_worst": "2405.07863",
 }
 OWN = "own expectation (its target)"
 claims = (
@@ -221,13 +219,13 @@ def plot(frame: pd.DataFrame) -> Figure:
         line[1].set_xlabel("KL to the reference [nats]")
         line[1].set_ylabel("true reward\n(higher is better)")
         line[0].set_title({REWARD: "Bradley-Terry annotator", RATERS: "half the raters intransitive"}[annotator])
-    plotting.legend_above(figure, axes[0, 0], columns=3)
+    plotting.legend_above(figure, axes[0, 0], columns=5)
     return figure
 
 
 study = Study(
     name="toy_online",
-    title="Trained for real on the toy language model: INPO, DPO, XPO, SAIL and GSHF's enhancers",
+    title="Trained for real on the toy language model: INPO, DPO, XPO, SAIL and GSHF-DPO",
     source="2407.00617, 2405.21046, 2406.15567, 2312.11456, 2405.07863; own design, no paper's figure",
     cells=cells,
     claims=claims,
