@@ -17,7 +17,23 @@ it and of the intransitive raters, who go by the number of words modulo 3.
 
 Grid. 64 rounds of 16 duels, kl_coef .3 (listed) and .2 (toy), 8 features; 64 replicates. Offline methods get as many
 duels of the reference, once. `floor`: what the best linear reward (bilinear preference) leaves, fitted to all pairs
-with exact labels, at 2 to 32 features.
+with exact labels, at 2 to 32 features; exact for the one toy pool.
+
+Found. On random models' pools the reference covers what matters, and the claim that online beats offline fails: GSHF's
+enhancer leaves .031 and .025 (linear, gold) where offline GSHF leaves .002 and .005, greedy .003 and .006. Four of the
+64 pools make .9 and .8 of that mean (medians .003 and .006), and keep their curves from falling; we did not separate
+why. On the toy model's texts the claim holds, but of little: the reward is hardly a linear function of the hidden
+states. The best linear reward on 8 features keeps .97 of the reference's gap and on 32 still .73 (listed: .02 on 8);
+half-intransitive raters leave the best bilinear preference .89 on 8 and .66 on 16. GSHF ends at .95 of the start,
+offline GSHF at 1.02. OELHF ends at 1.13 of the reference's gap, so it would have done better to learn nothing, ahead of
+greedy Nash and PELHF; GSHF, which believes in a reward, is at 5.6 of it.
+A learnt theta is worth less over all responses than within its pool: tilting the whole law ends at .09 where the policy
+that never leaves the pool has .032 (gold, GSHF online; greedy .15 and .015), as features of responses that the
+reference hardly says are far from those of the pool. Renormalising the reference over the candidates instead of
+counting draws makes little difference here; on the toy's texts, which the model gives e^-10 to e^-50, it would put
+three quarters of the first prompt's law on its likeliest text.
+
+What differs: the pools of `listed` are whitened over all responses, not over the pool.
 """
 
 from __future__ import annotations
@@ -305,7 +321,8 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Task]:
         for method in names:
             add(on_toy, {"part": "toy", "annotator": annotator, "method": method}, rounds=rounds, steps=steps)
     for where, what in (("listed", "reward"), ("toy", "reward"), ("toy", "raters")):
-        for dim in DIMS[where][1:3] if small else DIMS[where]:
+        dims = DIMS[where] if what == "reward" else DIMS[where][:-1]  # a skew form of 32 features has 496 numbers
+        for dim in dims[1:3] if small else dims:
             size = length if where == "listed" else steps
             add(floor, {"part": "floor", "where": where, "what": what, "dim": dim}, size=size)
     return grid
@@ -422,7 +439,7 @@ claims = (
 
 def plot(frame: pd.DataFrame) -> Figure:
     figure, axes = plotting.panels(columns=3, rows=2, height=2.6)
-    looks = plotting.lines(list(dict.fromkeys([*REWARDS, *GAMES])))
+    looks = plotting.lines(list(REWARDS))
     titles = {
         "linear": "listed, a linear reward",
         "gold": "listed, a gold model's reward",
@@ -442,19 +459,23 @@ def plot(frame: pd.DataFrame) -> Figure:
         plotting.curves(left, rows, where["metric"], "line", looks={words: look}, loglog=True, legend=False)
     left.set_ylabel("suboptimality over all responses\n[reward] (lower is better)")
     left.set_title("(d) listed, gold: worth over all")
-    left.legend(fontsize=6)
-    _methods(middle, frame, "duality_gap", RATERS, GAMES, looks)
+    left.set_ylim(top=20)
+    left.legend(fontsize=6, loc="upper right")
+    _methods(middle, frame, "duality_gap", RATERS, GAMES, plotting.lines(list(GAMES)[::-1]))
     middle.set_title("(e) toy, half the raters intransitive")
+    middle.legend()
     floors = select(frame, {"part": "floor"})
     shown = {"listed reward": "listed, gold", "toy reward": "toy, reward", "toy raters": "toy, raters"}
     floors = floors.assign(line=floors["where"] + " " + floors["what"])
     plotting.curves(right, floors, "share", "line", x="dim", order=list(shown), names=shown)
     right.set_xscale("log", base=2)
-    right.set_yscale("log")
+    right.set_ylim(0, 1.05)
     right.set_xlabel("features")
-    right.set_ylabel("share of the reference's gap\nleft by the best linear model")
-    right.set_title("(f) how wrong the linear model is")
-    plotting.legend_above(figure, axes[0, 0], columns=6)
+    right.set_ylabel("share of the reference's gap left\nby the best linear model")
+    right.set_title("(f) how wrong linear is")
+    for ax in axes[0, 1:]:
+        ax.set_ylabel("")
+    plotting.legend_above(figure, axes[0, 0], columns=3)
     return figure
 
 
@@ -467,7 +488,7 @@ def _methods(ax: Any, frame: pd.DataFrame, metric: str, where: dict[str, Any], n
         queries = np.unique(rows["queries"])
         if len(queries) == 2:  # before and after a single update
             last = float(np.mean(select(rows, {"queries": queries[1]})["value"].to_numpy()))
-            ax.plot(queries[1], last, marker=looks[name].marker, color=looks[name].color)
+            ax.plot(queries[1], last, marker=looks[name].marker, color=looks[name].color, linestyle="")
     ax.set_xlabel("queries")
 
 
