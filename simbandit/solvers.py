@@ -135,15 +135,15 @@ def newton_local(
 def corrected(x: Tensor, q: Tensor, correction: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """The end of a Newton step from x to q whose Hessian serves up to twice more, on the gradients at q and beyond:
     `correction` leads from a point to the next. Two such legs make a step of fourth order for one Hessian and three
-    gradients (Shamanskii 1967). A leg that is not at most half as long as the one before it shows that the Hessian is
-    out of date, and is not taken; at rounding level they end. Second: about how far the end is from the minimiser.
+    gradients (Shamanskii 1967). A leg longer than the one before it shows that the Hessian is out of date, and is not
+    taken; at rounding level they end. Second: about how far the end is from the minimiser.
     """
     ahead = (q - x).abs().amax(-1, keepdim=True)
     left = ahead
     for _ in range(2):
         further = correction(q)
         leg = (further - q).abs().amax(-1, keepdim=True)
-        going = (2 * leg <= ahead) & (left > 1e-13)
+        going = (leg <= ahead) & (left > 1e-13)
         left = torch.where(going, 2 * leg.square() / ahead.clamp_min(1e-300), torch.minimum(left, leg))
         q, ahead = torch.where(going, further, q), torch.where(going, leg, 0.0)
         if not (going & (left > 1e-13)).any():
