@@ -8,11 +8,12 @@ from several starts, the ends of the box among them, and the lowest value is kep
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from simbandit.objective import Descent, DuelObjective, Readable, centred
+from simbandit.objective import Descent, DuelObjective, Readable, Term, centred
 from simbandit.solvers import (
     Local,
     Proposal,
@@ -42,79 +43,119 @@ def fit_tabular(table: Tensor, objective: DuelObjective) -> tuple[Tensor, FitInf
     bottom. Iterations are Newton steps, Hessians built and factored (`solvers.corrected`: each leads up to two short
     legs more), of the slowest context and start.
     """
-    (R, C, A), offered, ref = table.shape, objective.offered, objective.centre
-    n_offered = offered.sum(-1, keepdim=True).to(table.dtype)  # a quotient of integers would be float32
-    place = torch.arange(R, device=table.device)[:, None] * C
-    rows = [(place + term.row).reshape(-1) for term in objective.terms]
-    cells = [(place + term.row)[..., None] * A + term.actions for term in objective.terms]  # (R, U, k) into (R, C, A)
-    pairs = [
-        (cell[..., :, None] * A + term.actions[..., None, :]).reshape(-1)  # (R, U, k, k) into (R, C, A, A)
-        for cell, term in zip(cells, objective.terms, strict=True)
-    ]
-    mean_free = torch.diag_embed(offered.to(table.dtype)) - (
-        (offered[..., :, None] & offered[..., None, :]) / n_offered[..., None]
-    )
-    prox = 2 * objective.proximal / n_offered
+    (R, C, A), offered = table.shape, objective.offered
     starts = _start(table, objective)[None] if objective.convex else _starts(table, objective)
-    S = starts.shape[0]
+    S, Q = starts.shape[0], starts[..., 0].numel()
 
-    def derivatives(h: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Callable[[], Tensor]]]:
+    def each(x: Tensor) -> Tensor:  # (R, C, ...) of every start: (Q, ...)
+        return x.expand(S, *x.shape).reshape(Q, *x.shape[2:])
+
+    first = torch.arange(0, Q, C, device=table.device).view(S, R, 1)
+    n_offered = offered.sum(-1, keepdim=True).to(table.dtype)  # a quotient of integers would be float32
+    problems = _Contexts(
+        each(objective.centre),
+        each(objective.anchor),
+        each(offered),
+        each(2 * objective.proximal / n_offered),
+        [_entries(term, first + term.row) for term in objective.terms],
+        objective,
+    )
+    weight = table.new_zeros(Q)
+    for term in problems.terms:
+        weight = weight.index_add(0, term.row, term.weight.abs())
+    tolerance = TOLERANCE * weight.clamp_min(1.0)
+    h, value, residual, iterations = starts.reshape(Q, A), weight.clone(), weight.clone(), torch.zeros_like(weight)
+    todo = torch.arange(Q, device=table.device)
+    for _ in range(50):  # the few contexts that take long go on among themselves
+        found = minimise(problems.local, h[todo], tolerance=tolerance[todo], accuracy=ACCURACY, max_iterations=2)
+        h[todo], value[todo], residual[todo] = found.argmin, found.value, found.residual
+        iterations[todo] += found.iterations
+        if found.ended.all():
+            break
+        problems, todo = problems.of(~found.ended), todo[~found.ended]
+    best = _lowest(value.view(S, R * C))
+    h = h.view(S, R, C, A).gather(0, best.view(1, R, C, 1).expand(-1, -1, -1, A))[0]
+    value, residual = (x.view(S, -1).gather(0, best[None]).view(R, C) for x in (value, residual))
+    converged = (residual <= tolerance.view(S, R, C)[0]).all(-1)
+    info = FitInfo(residual.norm(dim=-1), converged, iterations.view(S, R, C).amax((0, 2)), value.sum(-1))
+    return torch.log_softmax(objective.centre + h, dim=-1), info
+
+
+def _entries(term: Term, problem: Tensor) -> Term:
+    """The entries of weight, (E, ...), of every start's problems (S, R, U)."""
+    said = torch.nonzero(term.weight)
+    r, u = said[:, 0], said[:, 1]
+    row, S = problem[:, r, u].reshape(-1), len(problem)
+    parts = (
+        x[r, u].repeat(S, *[1] * (x.dim() - 2)) for x in (term.actions, term.weight, term.label, term.last, term.ref)
+    )
+    return Term(row, *parts, loss=term.loss)
+
+
+@dataclass(frozen=True)
+class _Contexts:
+    """Contexts whose tables are fitted, each by itself: reference, anchor and offered actions (Q, A), twice the
+    proximal weight by the number of actions (Q, 1), and the terms' entries, (E, ...), whose `row` is the context."""
+
+    ref: Tensor
+    anchor: Tensor
+    offered: Tensor
+    prox: Tensor
+    terms: list[Term]
+    objective: DuelObjective
+
+    def of(self, chosen: Tensor) -> _Contexts:
+        place, terms = chosen.cumsum(0) - 1, []
+        for t in self.terms:
+            e = chosen[t.row]
+            parts = (x[e] for x in (t.actions, t.weight, t.label, t.last, t.ref))
+            terms.append(Term(place[t.row[e]], *parts, loss=t.loss))
+        return _Contexts(*(x[chosen] for x in (self.ref, self.anchor, self.offered, self.prox)), terms, self.objective)
+
+    def derivatives(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Callable[[], Tensor]]]:
         """Value, gradient, pi, the sum of the gradient in log pi, and the terms' Hessians, when called."""
-        log_pi = torch.log_softmax(ref + h, dim=-1)
-        pi, flat = log_pi.exp(), log_pi.view(S, -1)
-        drift = centred(log_pi - objective.anchor, offered)
-        value = (objective.proximal * drift.square().sum(-1) / n_offered.squeeze(-1)).view(S, -1)
-        G, hessians = torch.zeros_like(flat), []
-        for term, row, cell in zip(objective.terms, rows, cells, strict=True):
-            v, g, hessian = term.derivatives(flat[:, cell], objective.kl_coef)
-            value = value.index_add(1, row, v.reshape(S, -1))
-            G = G.index_add(1, cell.reshape(-1), g.reshape(S, -1))
+        log_pi = torch.log_softmax(self.ref + h, dim=-1)
+        pi, drift = log_pi.exp(), centred(log_pi - self.anchor, self.offered)
+        value, G, hessians = (self.prox / 2 * drift.square()).sum(-1), torch.zeros_like(h), []
+        for term in self.terms:
+            now = log_pi[term.row[:, None], term.actions]
+            v, g, hessian = term.derivatives(now, self.objective.kl_coef)
+            value = value.index_add(0, term.row, v)
+            G = G.index_put((term.row[:, None], term.actions), g, accumulate=True)
             hessians.append(hessian)
-        G = G.view(S, R, C, A)
         total = G.sum(-1, keepdim=True)
-        return value, G - pi * total + prox * drift, pi, total, hessians
+        return value, G - pi * total + self.prox * drift, pi, total, hessians
 
-    def local(h_flat: Tensor) -> Local:
-        h = h_flat.view(S, R, C, A)
-        value, gradient, pi, total, hessians = derivatives(h)
+    def local(self, h: Tensor) -> Local:
+        A, offered, bound = h.shape[-1], self.offered, self.objective.bound
+        value, gradient, pi, total, hessians = self.derivatives(h)
 
         def propose() -> Proposal:
-            M = torch.zeros(S, R * C * A * A, dtype=h.dtype, device=h.device)
-            for pair, hessian in zip(pairs, hessians, strict=True):
-                M = M.index_add_(1, pair, hessian().reshape(S, -1))
-            M = M.view(S, R, C, A, A)
+            M = h.new_zeros(h.numel() * A)
+            for term, hessian in zip(self.terms, hessians, strict=True):
+                cell = term.row[:, None] * A + term.actions
+                pair = cell[..., :, None] * A + term.actions[..., None, :]
+                M = M.index_add_(0, pair.reshape(-1), hessian().reshape(-1))
+            M = M.view(-1, A, A)
             row_sum = M.sum(-1)
-            outer = pi[..., :, None] * pi[..., None, :]
             M = M - row_sum[..., :, None] * pi[..., None, :] - pi[..., :, None] * row_sum[..., None, :]
-            M = M + (row_sum.sum(-1)[..., None, None] + total[..., None]) * outer
-            M = M - torch.diag_embed(total * pi) + prox[..., None] * mean_free
-            movable = offered.expand(S, -1, -1, -1)
-            if not objective.convex or (total.abs() > TOLERANCE).any():  # the curvature that the normaliser adds
-                M = _convexified(M, movable, mean_free)
-            q = box_minimiser(gradient, M, h, objective.bound, movable)
-            correct = box_correction(M, q, objective.bound, movable)
-            q, left = corrected(h, q, lambda q: correct(q, derivatives(q)[1]))
+            M = M + (row_sum.sum(-1)[..., None, None] + total[..., None]) * (pi[..., :, None] * pi[..., None, :])
+            both = (offered[..., :, None] & offered[..., None, :]) / offered.sum(-1)[..., None, None].to(h.dtype)
+            mean_free = torch.diag_embed(offered.to(h.dtype)) - both
+            M = M - torch.diag_embed(total * pi) + self.prox[..., None] * mean_free
+            if not self.objective.convex or (total.abs() > TOLERANCE).any():  # the curvature of the normaliser
+                M = _convexified(M, offered, mean_free)
+            q = box_minimiser(gradient, M, h, bound, offered)
+            correct = box_correction(M, q, bound, offered)
+            q, left = corrected(h, q, lambda q: correct(q, self.derivatives(q)[1]))
             step = q - h
             uphill = (gradient * step).sum(-1, keepdim=True) > 0
             scale = M.diagonal(dim1=-2, dim2=-1).abs().amax(-1, keepdim=True).clamp_min(1e-12)
-            step = torch.where(uphill & offered, (h - gradient / scale).clamp(0.0, objective.bound) - h, step)
-            left = torch.where(uphill.squeeze(-1), torch.inf, left)
-            return Proposal(step.view(-1, A), (gradient * step).sum(-1).view(-1), left.view(-1))
+            step = torch.where(uphill & offered, (h - gradient / scale).clamp(0.0, bound) - h, step)
+            return Proposal(step, (gradient * step).sum(-1), torch.where(uphill.squeeze(-1), torch.inf, left))
 
-        residual = torch.where(offered, h - (h - gradient).clamp(0.0, objective.bound), 0.0)
-        return Local(value.view(-1), residual.norm(dim=-1).view(-1), propose)
-
-    weight = torch.zeros(R * C, dtype=table.dtype, device=table.device)
-    for term, row in zip(objective.terms, rows, strict=True):
-        weight = weight.index_add(0, row, term.weight.abs().reshape(-1))
-    tolerance = TOLERANCE * weight.clamp_min(1.0)
-    solution = minimise(local, starts.reshape(-1, A), tolerance=tolerance.repeat(S), accuracy=ACCURACY)
-    best = _lowest(solution.value.view(S, R * C))
-    h = solution.argmin.view(S, R, C, A).gather(0, best.view(1, R, C, 1).expand(-1, -1, -1, A))[0]
-    value, residual = (x.view(S, -1).gather(0, best[None]).view(R, C) for x in (solution.value, solution.residual))
-    iterations = solution.iterations.view(S, R, C).amax((0, 2))
-    info = FitInfo(residual.norm(dim=-1), (residual <= tolerance.view(R, C)).all(-1), iterations, value.sum(-1))
-    return torch.log_softmax(ref + h, dim=-1), info
+        residual = torch.where(offered, h - (h - gradient).clamp(0.0, bound), 0.0)
+        return Local(value, residual.norm(dim=-1), propose)
 
 
 def _start(table: Tensor, objective: DuelObjective) -> Tensor:
@@ -139,13 +180,13 @@ def _lowest(value: Tensor) -> Tensor:
 
 
 def _convexified(M: Tensor, offered: Tensor, mean_free: Tensor) -> Tensor:
-    """Hessians (S, R, C, A, A), which ignore a common shift, in absolute value where they are indefinite."""
+    """Hessians (Q, A, A), which ignore a common shift, in absolute value where they are indefinite."""
     scale = M.diagonal(dim1=-2, dim2=-1).abs().amax(-1)[..., None, None]
     system = M + torch.where(offered[..., :, None] & offered[..., None, :], scale, 0.0)
     system.diagonal(dim1=-2, dim2=-1).add_(torch.where(offered, 1e-13 * scale.squeeze(-1), 1.0))
     indefinite = torch.linalg.cholesky_ex(system)[1] > 0
     if indefinite.any():
-        P = mean_free.expand_as(M)[indefinite]
+        P = mean_free[indefinite]
         M[indefinite] = P @ _absolute(M[indefinite]) @ P
     return M
 

@@ -29,14 +29,15 @@ class Local(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """Per problem: the point, its value and residual, whether the residual met the tolerance, and the iterations.
-    `propose` is the step that the search would have tried next."""
+    """Per problem: the point, its value and residual, whether the residual met the tolerance, the iterations, and
+    whether the search had ended. `propose` is the step that it would have tried next."""
 
     argmin: Tensor
     value: Tensor
     residual: Tensor
     converged: Tensor
     iterations: Tensor
+    ended: Tensor
     propose: Callable[[], Proposal]
 
 
@@ -82,7 +83,8 @@ def minimise(
             assert left is not None
             far = active & ((left > accuracy) | (size < 1)) & (2 * there.residual < here.residual)
         x, here = candidate, there
-    return Solution(x, here.value, here.residual, here.residual <= tolerance, iterations, here.propose)
+    converged = here.residual <= tolerance
+    return Solution(x, here.value, here.residual, converged, iterations, (converged & ~far) | stalled, here.propose)
 
 
 def newton_local(
