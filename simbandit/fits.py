@@ -110,7 +110,8 @@ class _Contexts:
             e = chosen[t.row]
             parts = (x[e] for x in (t.actions, t.weight, t.label, t.last, t.ref))
             terms.append(Term(place[t.row[e]], *parts, loss=t.loss))
-        return _Contexts(*(x[chosen] for x in (self.ref, self.anchor, self.offered, self.prox)), terms, self.objective)
+        ref, anchor, offered, prox = (x[chosen] for x in (self.ref, self.anchor, self.offered, self.prox))
+        return _Contexts(ref, anchor, offered, prox, terms, self.objective)
 
     def derivatives(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Callable[[], Tensor]]]:
         """Value, gradient, pi, the sum of the gradient in log pi, and the terms' Hessians, when called."""
