@@ -21,8 +21,14 @@ BUDGET = 1024  # tokens of a batch of the bare backbone: as the scorer's on a CP
 
 def model_of(vocabulary: int) -> Any:
     """A random Llama of 4 layers and width 256."""
-    shape: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
-    config = transformers.LlamaConfig(vocab_size=vocabulary, max_position_embeddings=256, **shape)
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+    )
     with torch.random.fork_rng(devices=[]):
         return transformers.LlamaForCausalLM(config).eval()
 
@@ -54,7 +60,7 @@ def plain(model: Any, prompts: Rows, responses: Rows) -> Tensor:
         with torch.no_grad():
             states = model.model(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state[:, :-1]
             logits = model.lm_head(states)
-            tokens = logits.gather(-1, ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
+            tokens = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
         sums.append((tokens * said).sum(-1))
     return torch.cat(sums)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -54,7 +55,7 @@ def distinct(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]
     pair_ids: dict[tuple[int, tuple[int, ...]], int] = {}
     inverse = []
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        p, r = _tokens(prompt), _tokens(response)
+        p, r = _tokens("prompts", i, prompt), _tokens("responses", i, response)
         for name, ids in (("prompts", p), ("responses", r)):
             if not ids:
                 hint = "" if name == "responses" else " (give it at least the begin-of-sequence token)"
@@ -296,8 +297,11 @@ def _sharing(inner: Any, pairs: Pairs, run: Run) -> bool:
 # ---------------------------------------------------------------------------------------------------------- pieces
 
 
-def _tokens(ids: Sequence[int]) -> tuple[int, ...]:
-    return tuple(ids.tolist()) if isinstance(ids, Tensor) else tuple(int(t) for t in ids)
+def _tokens(name: str, row: int, ids: Sequence[int]) -> tuple[int, ...]:
+    listed = ids.tolist() if isinstance(ids, Tensor | np.ndarray) else ids
+    if isinstance(listed, str) or not all(isinstance(t, int | np.integer) for t in listed):
+        raise TypeError(f"{name}: row {row} must be a sequence of token ids (integers), got {str(listed)[:40]!r}")
+    return tuple(int(t) for t in listed)
 
 
 def _fed(response: tuple[int, ...], reading: bool) -> tuple[int, ...]:

@@ -28,7 +28,9 @@ class Catalogue:
         if not prompts or not all(len(p) for p in prompts):
             raise ValueError("prompts: must be at least one, and none may be empty")
         if not end:
-            raise ValueError("end: the tokenizer and the model's generation config name no end-of-sequence token")
+            raise ValueError(
+                "end: the tokenizer and the model's generation config name no end-of-sequence id below the vocabulary"
+            )
         self.prompts = [tuple(int(t) for t in p) for p in prompts]
         self.end, self.capacity, self.tokenizer = frozenset(end), capacity, tokenizer
         self._responses: list[list[tuple[int, ...]]] = [[] for _ in self.prompts]

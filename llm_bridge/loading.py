@@ -58,6 +58,8 @@ def load_adapter(model: Any, adapter: str | Path, base: str | Path) -> Any:
 def refuse_unsafe(path_or_id: str | Path) -> None:
     folder = Path(path_or_id)
     if not folder.is_dir():
+        if folder.is_absolute() or len(folder.parts) > 2 or str(path_or_id).startswith("."):
+            raise ValueError(f"path_or_id: {folder} is no folder, and no hub id (NAME or OWNER/NAME)")
         return
     pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
     if pickles and not list(folder.glob("*.safetensors")):
@@ -87,6 +89,22 @@ def agree(model: Any, tokenizer: Any) -> None:
         raise ValueError(
             f"tokenizer: writes {len(tokenizer)} ids and the model reads {size}: they do not belong together"
         )
+
+
+def room(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raises ValueError for a prompt with ids that the model cannot read, or that leaves no room for a response."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: must be at least 1, got {max_new_tokens}")
+    size, window = vocabulary_of(model), getattr(unwrapped(model).config, "max_position_embeddings", None)
+    for i, prompt in enumerate(prompts):
+        wrong = [t for t in prompt if not 0 <= t < size]
+        if wrong:
+            raise ValueError(f"prompts: row {i} holds id {wrong[0]}; the model reads ids 0 to {size - 1}")
+        if window is not None and len(prompt) + max_new_tokens - 1 > window:
+            raise ValueError(
+                f"prompts: row {i} has {len(prompt)} tokens, which with {max_new_tokens} new ones exceed the context "
+                f"window of {window}; shorten it or lower max_new_tokens (nothing is truncated here)"
+            )
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str], *, chat: bool) -> list[list[int]]:

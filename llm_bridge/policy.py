@@ -61,8 +61,8 @@ class LMPolicy:
         takes the gradient of its part; files are the first one's (see `processes`).
     """
 
-    body: _Body
-    weights: list[Tensor]
+    body: _Body = field(repr=False)
+    weights: list[Tensor] = field(repr=False)
     catalogue: Catalogue
     tokenizer: Any = None
     max_new_tokens: int = 32
@@ -70,7 +70,7 @@ class LMPolicy:
     training: Training | None = field(default_factory=Training)
     fits: int = 0
     checkpoints: Path | None = None
-    known: dict[tuple[int, int], float] = field(default_factory=dict)
+    known: dict[tuple[int, int], float] = field(default_factory=dict, repr=False)
     distributed: bool = False
 
     @staticmethod
@@ -141,6 +141,7 @@ class LMPolicy:
         ids: Any = loading.encode_prompts(tokenizer, texts, chat=chat) if texts else prompts
         if texts and len(texts) != len(prompts):
             raise ValueError("prompts: must all be texts, or all token ids")
+        loading.room(model, ids, max_new_tokens)
         catalogue = Catalogue(ids, loading.end_tokens(model, tokenizer), capacity=capacity, tokenizer=tokenizer)
         body = _Body(model)
         return LMPolicy(

@@ -94,6 +94,8 @@ def _scored(
         raise ValueError(f"token_budget: must be at least 1, got {run.token_budget}")
     if run.layout not in ("auto", "joint", "shared"):
         raise ValueError(f"layout: must be 'auto', 'joint' or 'shared', got {run.layout!r}")
+    if run.autocast is not None and not isinstance(run.autocast, torch.dtype):
+        raise TypeError(f"autocast: must be a dtype such as torch.bfloat16, got {run.autocast!r}")
     pairs = distinct(prompts, responses, model)
     device, lengths = device_of(model), [len(r) for r in pairs.responses]
     inverse = torch.tensor(pairs.inverse, dtype=torch.int64, device=device)

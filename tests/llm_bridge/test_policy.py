@@ -359,6 +359,30 @@ def test_a_tokenizer_of_another_model_is_refused(toy):
         LMPolicy.of(loading.load_model(toy), tokenizer, cast(Any, ["about boat :", [1, 2]]))
 
 
+@pytest.mark.parametrize(
+    ("prompts", "new", "message"),
+    [
+        (
+            [[1], [2] * 120],
+            32,
+            r"prompts: row 1 has 120 tokens, which with 32 new ones exceed the context .* 128",
+        ),
+        ([[1], [99]], 3, "prompts: row 1 holds id 99; the model reads ids 0 to 60"),
+        ([[1]], 0, "max_new_tokens: must be at least 1, got 0"),
+        ([[]], 3, "none may be empty"),
+    ],
+)
+def test_prompts_are_checked_at_the_start(prompts, new, message):
+    with pytest.raises(ValueError, match=message):
+        LMPolicy.of(models.gpt2(), None, prompts, max_new_tokens=new)
+
+
+def test_a_policy_prints_without_its_weights():
+    assert len(repr(LMPolicy.of(models.gpt2(), None, [[1]]))) < 600
+    with pytest.raises(ValueError, match="path_or_id: /nowhere/model is no folder, and no hub id"):
+        loading.load_model("/nowhere/model")
+
+
 def test_the_catalogue_counts_per_prompt():
     catalogue = Catalogue([[5], [6, 7]], [0, 3], capacity=3)
     assert [catalogue.intern(1, r) for r in ([4, 0], [4], [4, 0])] == [1, 2, 1]

@@ -263,6 +263,21 @@ def test_bad_pairs_are_named(prompts, responses, message):
         sequence_log_probs(models.gpt2(), prompts, responses)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (["ab"], r"prompts: row 0 must be a sequence of token ids \(integers\), got 'ab'"),
+        ([[1.5]], "prompts: row 0 must be"),
+        ([[[1]]], "prompts: row 0 must be"),
+    ],
+)
+def test_what_is_not_token_ids_is_named(prompts, message):
+    with pytest.raises(TypeError, match=message):
+        sequence_log_probs(models.gpt2(), prompts, [[2]])
+    with pytest.raises(TypeError, match=r"autocast: must be a dtype such as torch\.bfloat16, got 'bf16'"):
+        sequence_log_probs(models.gpt2(), [[1]], [[2]], autocast=cast(Any, "bf16"))
+
+
 def test_the_longest_pair_that_fits_is_scored():
     model = models.gpt2()
     assert torch.isfinite(sequence_log_probs(model, [[1] * 100], [[3] * 29])).all()  # the last token is never read
