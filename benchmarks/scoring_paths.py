@@ -50,8 +50,9 @@ def padded(rows: Rows) -> Tensor:
 
 
 def plain(model: Any, prompts: Rows, responses: Rows) -> Tensor:
-    """What TRL 1.16's DPO trainer does on a CPU: batches in the order given, padded, with a mask, the body once over
-    them, and the head's log-softmax at every position (`peers/trl_scoring.py` times both)."""
+    """What TRL 1.16's DPO trainer does on a CPU (`peers/trl_scoring.py` times both): batches in the order given, padded,
+    with a mask, the body once over them, and at every position the head, its scaling, and the softmax's sum, each into
+    memory of its own."""
     sums = []
     for i in range(0, len(prompts), ROWS):
         both = list(zip(prompts[i : i + ROWS], responses[i : i + ROWS], strict=True))
@@ -59,8 +60,10 @@ def plain(model: Any, prompts: Rows, responses: Rows) -> Tensor:
         said = padded([[0] * (len(p) - 1) + [1] * len(r) + [0] for p, r in both])[:, :-1]
         with torch.no_grad():
             states = model.model(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state[:, :-1]
-            logits = model.lm_head(states)
-            tokens = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+            logits = model.lm_head(states) * 1.0 * 1.0  # scale and temperature
+            largest = logits.amax(-1)
+            total = torch.exp(logits - largest[..., None]).sum(-1)
+            tokens = logits.gather(-1, ids[:, 1:, None]).squeeze(-1) - largest - total.log()
         sums.append((tokens * said).sum(-1))
     return torch.cat(sums)
 
