@@ -51,8 +51,8 @@ def padded(rows: Rows) -> Tensor:
 
 def plain(model: Any, prompts: Rows, responses: Rows) -> Tensor:
     """What TRL 1.16's DPO trainer does on a CPU (`peers/trl_scoring.py` times both): batches in the order given,
-    padded, with a mask, the body once over them, and at every position the head, its scaling, and the softmax's sum, each into
-    memory of its own."""
+    padded, with a mask, the body once over them, and at every position the head, its scaling, and the softmax's
+    sum, each into memory of its own."""
     sums = []
     for i in range(0, len(prompts), ROWS):
         both = list(zip(prompts[i : i + ROWS], responses[i : i + ROWS], strict=True))
