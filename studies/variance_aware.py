@@ -176,6 +176,6 @@ study = Study(
     cells=cells,
     claims=CLAIMS,
     plot=plot,
-    replicates=32,
+    replicates=16,
     smoke_replicates=4,
 )
