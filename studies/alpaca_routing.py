@@ -9,7 +9,7 @@ The task: an instruction comes, one model (or two) must be chosen before any has
 probability that the answer beats the baseline's is observed ("reward": p_beats_baseline itself) or which of two answers
 wins ("duel": Bradley-Terry in its logit, clipped to +-4: a synthetic annotator on real rewards). Both are judged by
 p_beats_baseline of what was shown, mean of both in a duel. Each replicate splits the 805 instructions anew: a quarter
-is history, half is routed online (4,000 questions, drawn with replacement, 16 at a time), a quarter is held out and
+is history, half is routed online (4,000 questions, drawn with replacement, 32 at a time), a quarter is held out and
 judges the policies. So intervals cover the choice of instructions as well as draws and labels.
 
 What is used, and what leaks. "routing" features: a constant, one per arm, and 5 principal components of the text of the
@@ -61,7 +61,7 @@ from studies._routing import (
     world,
 )
 
-ROUNDS, BATCH, TUNED_ROUNDS = 250, 16, 75
+ROUNDS, BATCH, TUNED_ROUNDS = 125, 32, 38
 UCB, TS, SQUARE, EPSILON = "LinUCB", "LinTS", "SquareCB", "epsilon-greedy"
 MAXINP, PAIR, COLSTIM = "MaxInP (duels)", "MaxPairUCB (duels)", "CoLSTIM (duels)"
 ARM, ANSWER = "LinUCB, arms only", "LinUCB, reranking"
