@@ -30,6 +30,18 @@ best) and a constant among the features (without it an arm that was never tried 
 Off-policy: of n answers logged by a known law (half uniform, half the history's best arm), the value of a routing
 policy that ridge regression on n other answers proposed: inverse propensities, self-normalised, direct, doubly robust,
 with nominal 95 % intervals, against the exact value.
+
+Found on AlpacaEval 2 (16 replicates): what text features buy is little, and bandit feedback does not find it. With
+*all* online answers known, linear routing wins .778 on held-out instructions, the best fixed arm .764, the best arm per
+instruction .944. After 4,000 questions no router beats the best fixed arm online, exploration included (regret 190 for
+SquareCB to 492 for LinUCB), nor, on the held-out ones, do LinUCB (.670) or its own version without context (.667):
+optimism in 83 dimensions, tuned on 1,200 questions, locks in, and SquareCB (.749) and epsilon-greedy (.741), which keep
+exploring, end higher. Duels teach as much as rewards or more (MaxPairUCB, CoLSTIM .762): that a reward says more fails;
+a duel's logit separates answers that all win nearly always. Reranking generated answers gains where routing cannot
+(.775; regret -62 against the fixed arm). NullModel is shown by 83 % of reranking, 67 % of SquareCB, but not by most of
+LinUCB or the duellists: those claims fail. Off-policy, from 8,000 logged answers SNIPS, the direct method and doubly
+robust estimates err by .004 to .007 and cover 88 to 94 %, IPS by .023 with intervals 2.5 times as wide; from 500 all
+intervals are too short (50 to 69 %): the few rows with large weights that carry the variance have not been seen.
 """
 
 from __future__ import annotations
@@ -217,13 +229,17 @@ def plot(frame: pd.DataFrame) -> Figure:
         (axes[0, 0], (*REWARD_RULES, ARM, ANSWER, HONEST), "(a) rewards, online"),
         (axes[0, 1], (*DUEL_RULES, HONEST_DUELS), "(b) duels, online"),
     ):
-        plotting.curves(ax, frame, FIXED, "rule", order=rules)
+        plotting.curves(ax, frame, FIXED, "rule", order=rules, names={rule: short(rule) for rule in rules})
         ax.axhline(0, color=plotting.GREY, linewidth=0.8)
         ax.set(title=title, xlabel="questions asked", ylabel="regret to the best fixed arm [wins]")
     final(axes[1, 0], frame)
     estimates(axes[1, 1], frame)
     figure.supxlabel(f"data: {frame['data'].iloc[0]}", fontsize=8)
     return figure
+
+
+def short(rule: str) -> str:
+    return rule.replace(" (duels)", "").replace("without NullModel", "no Null")
 
 
 def final(ax: Axes, frame: pd.DataFrame) -> None:
@@ -236,14 +252,15 @@ def final(ax: Axes, frame: pd.DataFrame) -> None:
         color = plotting.PALETTE[1 if "duels" in rule else 0]
         ax.errorbar(estimate, y, xerr=[[estimate - low], [high - estimate]], fmt="o", color=color, capsize=2)
         ax.annotate(f"{shown:.0%}", (1.02, y), xycoords=ax.get_yaxis_transform(), va="center", fontsize=6)
-    ax.set_yticks(range(len(rules)), [rule.replace("NullModel", "Null") for rule in reversed(rules)])
+    ax.set_yticks(range(len(rules)), [rule.replace("without NullModel", "no Null") for rule in reversed(rules)])
     ax.tick_params(axis="y", labelsize=6)
     ax.annotate(HACK, (1.02, len(rules) - 0.4), xycoords=ax.get_yaxis_transform(), fontsize=6)
     for name, text in MARKS.items():
         level = select(frame, {"rule": "landmarks", "metric": f"held_out/{name}"})["value"].to_numpy().mean()
         ax.axvline(level, color=plotting.GREY, linewidth=0.7, linestyle=(0, (2, 2)))
-        ax.annotate(text, (level, -0.6), rotation=90, fontsize=5.5, ha="right", va="bottom")
-    ax.set(title="(c) policies learnt, on instructions held out", xlabel="wins against the baseline")
+        side = "left" if name == "full information" else "right"
+        ax.annotate(text, (level, -0.6), rotation=90, fontsize=5.5, ha=side, va="bottom")
+    ax.set(title="(c) on instructions held out", xlabel="wins against the baseline")
     ax.set_ylim(-0.8, len(rules) - 0.5)
 
 
@@ -262,14 +279,16 @@ def estimates(ax: Axes, frame: pd.DataFrame) -> None:
             ax.annotate(f"{covered:.0%}", (x, top), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=5)
     ax.axhline(0, color=plotting.GREY, linewidth=0.8)
     ax.set_xticks(range(len(sizes)), [f"{size:,.0f}" for size in sizes])
-    ax.set(title="(d) off-policy: mean error and 95 % interval", xlabel="logged answers", ylabel="error [wins]")
+    ax.set(title="(d) off-policy: error, 95 % interval", xlabel="logged answers", ylabel="error [wins]")
     ax.legend(ncols=2, loc="lower right", fontsize=6)
 
 
 study = Study(
     name="alpaca_routing",
     title="Routing 805 instructions to 58 models: rewards, duels, reranking and off-policy estimates",
-    source="AlpacaEval 2 annotations; no published figure",
+    source="AlpacaEval 2 annotations (results/*/weighted_alpaca_eval_gpt4_turbo/annotations.json of "
+    "github.com/tatsu-lab/alpaca_eval as one table: a row per prompt_id and model, text features x00 ... x31); "
+    "no published figure",
     cells=cells,
     claims=CLAIMS,
     plot=plot,
