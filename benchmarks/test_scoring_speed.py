@@ -54,18 +54,24 @@ def test_scoring(benchmark: Any, distinct_prompts: int, vocabulary: int, faster:
 
 
 MEASURED = """
-import resource, sys
+import sys
 from benchmarks.scoring_paths import model_of, pairs
 from llm_bridge import sequence_log_probs
+
+def kib(name):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
+
 vocabulary, n = int(sys.argv[1]), int(sys.argv[2])
 model, (prompts, responses) = model_of(vocabulary), pairs(256, 512)
 sequence_log_probs(model, prompts[:2], responses[:2])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts afresh
+before = kib("VmRSS")
 sequence_log_probs(model, prompts[:n], responses[:n])
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print((kib("VmHWM") - before) / 1024)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's high-water mark of memory")
 def test_memory_does_not_grow_with_tokens_times_vocabulary(benchmark: Any) -> None:
     """Peak resident memory above the model, in MiB, each in a process of its own: a fixed threshold makes malloc give
     every large block back, so that fragments do not count."""
@@ -80,4 +86,4 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary(benchmark: Any) -> No
     peaks = {(v, n): peak(v, n) for v, n in ((512, 64), (512, 256), (65536, 64), (65536, 256))}
     benchmark.pedantic(lambda: None, rounds=1, iterations=1)
     benchmark.extra_info["peak MiB"] = {f"vocabulary {v}, {n} pairs": round(p, 1) for (v, n), p in peaks.items()}
-    assert max(peaks.values()) < 64  # the logits of 256 responses' 8,400 tokens take 2,100 at 65,536
+    assert 1 < max(peaks.values()) < 64  # the logits of 256 responses' 8,400 tokens take 2,100 at 65,536
