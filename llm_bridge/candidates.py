@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from llm_bridge.batches import Run, distinct, response_states
+from llm_bridge.batches import Run, device_of, distinct, response_states
 from llm_bridge.loading import fingerprint
 from llm_bridge.oracles import Judge, Scorer
 from llm_bridge.policy import LMPolicy
@@ -26,6 +26,49 @@ from simbandit.oracles import PreferenceTable
 from simbandit.worlds import TableWorld
 
 PART = 16  # prompts drawn, scored and stored at once
+FORMAT = 2  # of the files
+
+
+class Encoder(Protocol):
+    """A vector for every (prompt, response), (n, D); `name` changes whenever a vector could."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """K draws per prompt. frame: a row per different candidate with prompt (number), prompt_text, response_text,
+    tokens, drawn (how often) and draws (which of the K), ref_log_prob (not renormalised), truncated, and reward where a
+    scorer was given. states: its features before whitening, (rows, D)."""
+
+    frame: pd.DataFrame
+    states: np.ndarray
+
+    @property
+    def k(self) -> int:
+        return int(self.frame.groupby("prompt")["drawn"].sum().iloc[0])
+
+    def world(self, dim: int | None = 16) -> TableWorld:
+        """The pool as a finite world; see `candidate_pool`."""
+        frame, features = self.frame, None if dim is None else whitened(self.states, dim)
+        ref = self.table(frame["ref_log_prob"].to_numpy(), -np.inf)
+        return TableWorld(
+            ref - np.logaddexp.reduce(ref, axis=-1, keepdims=True),
+            rewards=self.table(frame["reward"].to_numpy(), 0.0) if "reward" in frame else None,
+            features=None if features is None else self.table(features, 0.0),
+            context_names=list(frame.groupby("prompt")["prompt_text"].first()),
+            item_names=[list(part) for _, part in frame.groupby("prompt")["response_text"]],
+        )
+
+    def table(self, values: np.ndarray, empty: float) -> np.ndarray:
+        """Rows of the frame (rows, ...) as (prompts, candidates, ...), `empty` past a prompt's own."""
+        row, place = self.frame["prompt"].to_numpy(), self.frame.groupby("prompt").cumcount().to_numpy()
+        held = np.full((int(row.max()) + 1, int(place.max()) + 1, *values.shape[1:]), empty)
+        held[row, place] = values
+        return held
 
 
 def candidate_pool(
@@ -33,6 +76,7 @@ def candidate_pool(
     k: int,
     *,
     scorer: Scorer | None = None,
+    encoder: Encoder | None = None,
     dim: int | None = 16,
     seed: int = 0,
     temperature: float = 1.0,
@@ -42,37 +86,54 @@ def candidate_pool(
     """A world whose contexts are the policy's prompts and whose actions are up to k drawn responses each.
 
     Drawn from the policy, which is the reference; duplicates count once, and the reference is renormalised over a
-    prompt's candidates (contexts with fewer offer fewer). scorer: true rewards. dim: features are the means of the
-    model's last hidden states over a response's tokens, centred and whitened over the pool to this dimension and
-    scaled to a mean squared norm of 1; None for none. temperature: of the draws; reference log-probabilities stay those
-    of temperature 1. folder: kept there as Parquet and safetensors by parts, so that a killed build goes on where it
-    was; the answer is the same. Texts are the world's `context_names` and `item_names`.
+    prompt's candidates (contexts with fewer offer fewer). scorer: true rewards. dim: features are the encoder's, by
+    default the means of the model's last hidden states over a response's tokens, centred and whitened over the pool to
+    this dimension and scaled to a mean squared norm of 1; None for none. temperature: of the draws; reference
+    log-probabilities stay those of temperature 1. folder: kept there as Parquet and safetensors by parts, so that a
+    killed build goes on where it was; the answer is the same. Texts are the world's `context_names` and `item_names`.
     Raises ValueError where the folder holds the pool of another model, prompts or arguments.
     """
+    pool = drawn_pool(
+        policy,
+        k,
+        scorer=scorer,
+        encoder=encoder,
+        seed=seed,
+        temperature=temperature,
+        folder=folder,
+        progress=progress,
+    )
+    return pool.world(dim)
+
+
+def drawn_pool(
+    policy: LMPolicy,
+    k: int,
+    *,
+    scorer: Scorer | None = None,
+    encoder: Encoder | None = None,
+    seed: int = 0,
+    temperature: float = 1.0,
+    folder: str | Path | None = None,
+    purpose: str = "candidates",
+    progress: bool = False,
+) -> Pool:
+    """The draws of `candidate_pool`, before they are a world. purpose: names the random stream, so that another one
+    gives fresh draws (those that measure what the restriction to the first ones costs)."""
     if k < 2:
         raise ValueError(f"k: must be at least 2 candidates, got {k}")
-    states: dict[str, np.ndarray] = {}
-    frames, prompts = [], policy.catalogue.prompts
-    described: dict[str, Any] = {
-        "model": fingerprint(policy.model),
-        "prompts": [list(p) for p in prompts],
-        "k": k,
-        "seed": seed,
-        "temperature": temperature,
-        "max_new_tokens": policy.max_new_tokens,
-        "scorer": None if scorer is None else scorer.name,
-    }
-    where = None if folder is None else _opened(Path(folder), described)
+    drawing = _Drawing(policy, k, scorer, encoder, seed, temperature, purpose)
+    where = None if folder is None else _opened(Path(folder), drawing.described())
+    frames, states, prompts = [], [], policy.catalogue.prompts
     starts = range(0, len(prompts), PART)
     for start in tqdm(starts, unit="part", disable=None if progress else True, leave=False):
         part = _read(where, start)
         if part is None:
-            part = _built(policy, range(start, min(start + PART, len(prompts))), k, seed, temperature, scorer)
+            part = drawing.part(range(start, min(start + PART, len(prompts))))
             _write(where, start, *part)
         frames.append(part[0])
-        states |= {str(len(states)): part[1]}
-    frame, hidden = pd.concat(frames, ignore_index=True), np.concatenate(list(states.values()))
-    return _world(policy, frame, None if dim is None else whitened(hidden, dim))
+        states.append(part[1])
+    return Pool(pd.concat(frames, ignore_index=True), np.concatenate(states))
 
 
 def preference_table(world: TableWorld, judge: Judge) -> PreferenceTable:
@@ -119,51 +180,82 @@ def hidden_features(model: Any, prompts: Sequence[Sequence[int]], responses: Seq
     return torch.cat([values for _, values in found])[order][torch.tensor(pairs.inverse)]
 
 
-def _built(
-    policy: LMPolicy, numbers: range, k: int, seed: int, temperature: float, scorer: Scorer | None
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """One row per distinct candidate of some prompts, and their hidden states."""
-    uniforms = [u for x in numbers for u in generator(seed, x, "candidates").random(k).tolist()]
-    owners = [x for x in numbers for _ in range(k)]
-    drawn = policy.generate(owners, uniforms, temperature=temperature)
-    counts = Counter(zip(owners, drawn, strict=True))
-    pairs = list(counts)
-    prompts, responses = [policy.catalogue.prompts[x] for x, _ in pairs], [r for _, r in pairs]
-    read = policy.catalogue
-    texts = [(read.prompt_text(x), policy.tokenizer.decode(list(r), skip_special_tokens=True)) for x, r in pairs]
-    frame = pd.DataFrame(
-        {
-            "prompt": [x for x, _ in pairs],
-            "prompt_text": [p for p, _ in texts],
-            "response_text": [r for _, r in texts],
-            "tokens": [list(r) for r in responses],
-            "drawn": list(counts.values()),
-            "ref_log_prob": sequence_log_probs(policy.model, prompts, responses).double().numpy(),
-            "truncated": [r[-1] not in read.end for r in responses],
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """Means of a frozen encoder's last hidden states over the tokens of "{prompt} {response}"."""
+
+    model: Any
+    tokenizer: Any
+    template: str = "{prompt} {response}"
+
+    @property
+    def name(self) -> str:
+        return f"encoder:{fingerprint(self.model)}:{self.template}"
+
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        self.model.eval()
+        rows = []
+        for prompt, response in pairs:  # one at a time: no padding for an encoder's attention to see
+            given = self.tokenizer(self.template.format(prompt=prompt, response=response), return_tensors="pt")
+            with torch.no_grad():
+                states = self.model(**given.to(device_of(self.model))).last_hidden_state
+            rows.append(states[0].double().mean(0).cpu().numpy())
+        return np.stack(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawing:
+    policy: LMPolicy
+    k: int
+    scorer: Scorer | None
+    encoder: Encoder | None
+    seed: int
+    temperature: float
+    purpose: str
+
+    def described(self) -> dict[str, Any]:
+        """All that the pool depends on."""
+        return {
+            "format": FORMAT,
+            "model": fingerprint(self.policy.model),
+            "prompts": [list(p) for p in self.policy.catalogue.prompts],
+            "k": self.k,
+            "seed": self.seed,
+            "temperature": self.temperature,
+            "max_new_tokens": self.policy.max_new_tokens,
+            "scorer": None if self.scorer is None else self.scorer.name,
+            "encoder": None if self.encoder is None else self.encoder.name,
+            "purpose": self.purpose,
         }
-    )
-    if scorer is not None:
-        frame["reward"] = scorer(texts)
-    return frame, hidden_features(policy.model, prompts, responses).numpy()
 
-
-def _world(policy: LMPolicy, frame: pd.DataFrame, features: np.ndarray | None) -> TableWorld:
-    row, place = frame["prompt"].to_numpy(), frame.groupby("prompt").cumcount().to_numpy()
-    n, k = len(policy.catalogue.prompts), int(place.max()) + 1
-
-    def table(values: np.ndarray, empty: float) -> np.ndarray:
-        held = np.full((n, k, *values.shape[1:]), empty)
-        held[row, place] = values
-        return held
-
-    ref = table(frame["ref_log_prob"].to_numpy(), -np.inf)
-    return TableWorld(
-        ref - np.logaddexp.reduce(ref, axis=-1, keepdims=True),
-        rewards=table(frame["reward"].to_numpy(), 0.0) if "reward" in frame else None,
-        features=None if features is None else table(features, 0.0),
-        context_names=list(dict.fromkeys(frame["prompt_text"])),
-        item_names=[list(part) for _, part in frame.groupby("prompt")["response_text"]],
-    )
+    def part(self, numbers: range) -> tuple[pd.DataFrame, np.ndarray]:
+        """One row per distinct candidate of some prompts, and their hidden states."""
+        policy, read = self.policy, self.policy.catalogue
+        uniforms = [u for x in numbers for u in generator(self.seed, x, self.purpose).random(self.k).tolist()]
+        owners = [x for x in numbers for _ in range(self.k)]
+        drawn = policy.generate(owners, uniforms, temperature=self.temperature)
+        draws: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        for i, pair in enumerate(zip(owners, drawn, strict=True)):
+            draws.setdefault(pair, []).append(i % self.k)
+        prompts, responses = [read.prompts[x] for x, _ in draws], [r for _, r in draws]
+        texts = [(read.prompt_text(x), policy.tokenizer.decode(list(r), skip_special_tokens=True)) for x, r in draws]
+        frame = pd.DataFrame(
+            {
+                "prompt": [x for x, _ in draws],
+                "prompt_text": [p for p, _ in texts],
+                "response_text": [r for _, r in texts],
+                "tokens": [list(r) for r in responses],
+                "drawn": [len(which) for which in draws.values()],
+                "draws": list(draws.values()),
+                "ref_log_prob": sequence_log_probs(policy.model, prompts, responses).double().cpu().numpy(),
+                "truncated": [r[-1] not in read.end for r in responses],
+            }
+        )
+        if self.scorer is not None:
+            frame["reward"] = self.scorer(texts)
+        if self.encoder is not None:
+            return frame, np.asarray(self.encoder(texts))
+        return frame, hidden_features(policy.model, prompts, responses).cpu().numpy()
 
 
 def _opened(folder: Path, described: dict[str, Any]) -> Path:

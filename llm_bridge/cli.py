@@ -41,6 +41,10 @@ def main(arguments: list[str] | None = None) -> None:
 def _toy(command: Toy) -> None:
     from llm_bridge import toy
 
+    if command.dry_run:
+        print(f"would train {toy.STEPS} steps of {toy.BATCH} texts, about half a minute on one core: {command.output}")
+        _cost(toy.untrained(), 3 * toy.STEPS * toy.BATCH * 15)
+        return
     found = toy.train(command.output, seed=command.seed, progress=True)
     print(f"perplexity {found.perplexity:.3f}, floor {found.floor:.3f} ({found.perplexity / found.floor:.3f}x)")
     print(f"wrote {command.output}")
@@ -89,51 +93,83 @@ def _sample(command: Sample) -> None:
 
 
 def _pool(command: Pool) -> None:
-    from llm_bridge import candidate_pool
+    from llm_bridge.candidates import drawn_pool
     from llm_bridge.oracles import named_scorer
 
     policy = _policy(command)
-    _cost(policy.model, 3 * len(policy.catalogue.prompts) * command.k * command.max_new_tokens)
+    n = len(policy.catalogue.prompts)
+    print(f"{n * command.k} draws, each scored and encoded; {0 if command.judge is None else n * command.k} rewards")
+    _cost(policy.model, 3 * n * command.k * command.max_new_tokens)
+    scorer = None if command.judge is None else named_scorer(command.judge)
     if command.dry_run:
         return
-    scorer = None if command.judge is None else named_scorer(command.judge)
-    world = candidate_pool(
-        policy, command.k, scorer=scorer, dim=None, seed=command.seed, folder=command.output, progress=True
-    )
-    assert world.item_names is not None
-    sizes = [len(items) for items in world.item_names]
-    print(f"{len(sizes)} prompts, {min(sizes)} to {max(sizes)} different candidates each; wrote {command.output}")
+    pool = drawn_pool(policy, command.k, scorer=scorer, seed=command.seed, folder=command.output, progress=True)
+    sizes, cut = pool.frame.groupby("prompt").size(), pool.frame["truncated"].mean()
+    told = f"{len(sizes)} prompts, {sizes.min()} to {sizes.max()} different candidates each"
+    print(f"{told}, {100 * cut:.0f} % of them truncated; wrote {command.output}")
+    if scorer is not None:
+        reward = pool.frame["reward"]
+        print(f"rewards {reward.min():.3g} to {reward.max():.3g}, mean {reward.mean():.3g}")
 
 
 def _preflight(command: Preflight) -> None:
-    from llm_bridge import candidate_pool
+    from llm_bridge import plans
+    from llm_bridge.candidates import drawn_pool
     from llm_bridge.oracles import Cached, named_judge, named_scorer
-    from llm_bridge.preflight import preflight
+    from llm_bridge.preflight import FACTORS, preflight
+    from simbandit import algorithms
 
+    names = command.algorithms.split(",")
+    for name in names:
+        algorithms.create(name)
     policy = _policy(command)
-    scorer = None if command.judge.startswith(("pair:", "toy:intransitive")) else named_scorer(command.judge)
-    world = candidate_pool(
-        policy, command.k, scorer=scorer, dim=command.dim, seed=command.seed, folder=command.pool, progress=True
-    )
-    answers = None if command.pool is None else command.pool / "answers.jsonl"
+    n, draws = len(policy.catalogue.prompts), command.k + command.held
+    rewarded = not command.judge.startswith(("pair:", "toy:intransitive"))
+    asked = n * command.k * (command.k - 1) + (0 if rewarded else 2 * n * command.k * command.held)
+    if command.dry_run:
+        print(f"pool: {n} prompts x {command.k} draws, and {command.held} held out; {asked:,} questions to the judge")
+        _cost(policy.model, 3 * n * draws * command.max_new_tokens)
+        told = f"{len(names)} algorithms x {len(FACTORS)} values of kl_coef x {command.replicates} replicates"
+        print(f"simulated: {told} x {command.rounds} rounds of {command.batch_size} duels")
+        run = plans.Run(command.rounds, command.batch_size, command.steps, command.minibatch)
+        print("the real run it predicts, at most:")
+        print(plans.longest(policy, run, command.flops))
+        return
+    scorer = named_scorer(command.judge) if rewarded else None
+    shared: Any = {"scorer": scorer, "seed": command.seed, "progress": True}
+    kept = (lambda part: None) if command.pool is None else (lambda part: command.pool / part)
+    pool = drawn_pool(policy, command.k, folder=kept("candidates"), **shared)
+    held = None
+    if command.held:
+        held = drawn_pool(policy, command.held, folder=kept("held"), purpose="held out", **shared)
+    if command.pool is not None:
+        command.pool.mkdir(parents=True, exist_ok=True)
     page = preflight(
         policy,
-        world,
-        Cached(named_judge(command.judge), answers),
-        command.algorithms.split(","),
+        pool,
+        Cached(named_judge(command.judge), kept("answers.jsonl")),
+        names,
         kl_coef=command.kl_coef,
+        held=held,
+        dim=command.dim,
         rounds=command.rounds,
         batch_size=command.batch_size,
         replicates=command.replicates,
         seed=command.seed,
+        steps=command.steps,
+        minibatch=command.minibatch,
+        flop_rate=command.flops,
+        progress=True,
     )
     print(page)
+    if command.output is not None:
+        print(f"wrote {', '.join(str(file) for file in page.save(command.output))}")
 
 
 def _train(command: Train) -> None:
     import dataclasses
 
-    from llm_bridge import processes
+    from llm_bridge import plans, processes
     from llm_bridge.evaluation import Evaluation
     from llm_bridge.oracles import Cached, TextOracle, named_judge
     from llm_bridge.rows import direct_row
@@ -146,9 +182,9 @@ def _train(command: Train) -> None:
     policy = _policy(command, training=Training(steps, minibatch=command.minibatch, progress=True), lora=command.lora)
     policy = dataclasses.replace(policy, checkpoints=command.output / "checkpoints")
     print(f"{command.algorithm}: {algorithm}")
-    drawn = 2 * command.rounds * command.batch_size
-    trained = command.rounds * command.steps * 2 * (command.minibatch or command.batch_size)
-    _cost(policy.model, (drawn * 4 + trained * 3) * command.max_new_tokens)
+    fresh = algorithm.data == "fresh"
+    run = plans.Run(command.rounds, command.batch_size, command.steps, command.minibatch, command.evaluation, fresh)
+    print(plans.longest(policy, run))
     if command.dry_run:
         return
     judge = Cached(named_judge(command.judge), command.output / "answers.jsonl", distributed=policy.distributed)
@@ -186,7 +222,9 @@ def _policy(command: Any, **options: Any) -> Any:
         file = Path(command.model) / "prompts.jsonl"
         if not file.exists():
             raise ValueError(f"prompts: {command.model} brings none (prompts.jsonl); give a file with --prompts")
-    prompts = _read(file, "prompt")["prompt"].tolist()
+    if command.limit is not None and command.limit < 1:
+        raise ValueError(f"limit: must be at least 1 prompt, got {command.limit}")
+    prompts = _read(file, "prompt")["prompt"].tolist()[: command.limit]
     options |= _shared()
     policy = LMPolicy.from_pretrained(
         command.model, prompts, chat=command.chat, max_new_tokens=command.max_new_tokens, **options
@@ -230,7 +268,7 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _cost(model: Any, tokens: int) -> None:
-    from llm_bridge.preflight import cost
+    from llm_bridge.plans import cost
 
     print(cost(model, tokens))
 

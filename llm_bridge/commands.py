@@ -33,6 +33,8 @@ class Toy:
     """Folder of the model, its tokenizer and its prompts."""
     seed: int = 0
     """Seed of weights and texts."""
+    dry_run: bool = False
+    """Print the plan and its cost, and compute nothing."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Sample:
     """JSONL or Parquet."""
     prompts: Path | None = None
     """JSONL or Parquet with "prompt"; default: prompts.jsonl in the model's folder."""
+    limit: int | None = None
+    """Only the first so many prompts."""
     k: int = 1
     """Responses per prompt."""
     temperature: float = 1.0
@@ -87,7 +91,8 @@ class Sample:
 class Pool:
     """Draw K candidates per prompt with features and scores: a finite world for every algorithm.
 
-    Goes on where it was when the same command is given again.
+    Parquet rows hold prompt, response, how often it was drawn, its log-probability, and its reward; safetensors the
+    means of the model's hidden states, which are whitened to features when an algorithm runs. Goes on where it was when the same command is given again.
     """
 
     model: Model
@@ -96,6 +101,8 @@ class Pool:
     """Folder of the pool: Parquet and safetensors by parts."""
     prompts: Path | None = None
     """JSONL or Parquet with "prompt"; default: prompts.jsonl in the model's folder."""
+    limit: int | None = None
+    """Only the first so many prompts."""
     judge: str | None = None
     """A scorer among the annotators, for rewards; see `llm-bridge --help`."""
     k: int = 16
@@ -112,36 +119,56 @@ class Pool:
 
 @dataclass(frozen=True)
 class Preflight:
-    """Build a pool and run algorithms on it with many replicates, before any GPU is spent: one page."""
+    """Build a pool and run algorithms on it with many replicates, before any GPU is spent: one page.
+
+    The page ranks the algorithms (intervals, paired comparisons), predicts their gap against queries, says whether a
+    reward explains the judge (circulation, a test of Bradley-Terry), what the reference covers, how kl_coef changes the
+    ranking, whose step size is beyond its stability limit, what looking at K candidates only costs, and how many tokens,
+    FLOPs, bytes and hours the training run will take.
+    """
 
     model: Model
     """A folder or a hub name, safetensors only."""
     judge: str
     """The annotator; see `llm-bridge --help`."""
-    algorithms: str = "gshf_online,greedy,uniform"
+    algorithms: str = "gshf_online,greedy,inpo,online_dpo"
     """Names of the registry, separated by commas; see `simbandit list`."""
     prompts: Path | None = None
     """JSONL or Parquet with "prompt"; default: prompts.jsonl in the model's folder."""
+    limit: int | None = None
+    """Only the first so many prompts."""
     pool: Path | None = None
-    """Folder in which the pool is kept."""
+    """Folder in which pool, held-out draws and the judge's answers are kept: the same command goes on from there."""
+    output: Path | None = None
+    """Folder for the page (page.txt), report.json, replicates.parquet and the figure."""
     k: int = 8
     """Draws per prompt."""
+    held: int = 16
+    """Fresh draws per prompt that measure what looking at K candidates only costs; 0: do not."""
     dim: int = 8
     """Dimension of the features."""
     kl_coef: float = 0.1
     """Weight of the KL term; half and twice of it are tried too."""
     rounds: int = 60
-    """Rounds of the simulation."""
+    """Rounds of the simulation, and of the planned run."""
     batch_size: int = 16
     """Duels a round."""
     replicates: int = 32
     """Independent simulations per algorithm."""
+    steps: int = 10
+    """Optimiser steps a round of the planned run."""
+    minibatch: int | None = None
+    """Duels a step of the planned run; default: all."""
+    flops: float | None = None
+    """FLOP per second of the machine of the planned run, for its hours; default: measured on this one."""
     max_new_tokens: int = 32
     """Longer responses are cut there."""
     chat: bool = False
     """Put prompts through the tokenizer's chat template."""
     seed: int = 0
     """Seed of everything."""
+    dry_run: bool = False
+    """Print the plan and its cost, and compute nothing."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +188,8 @@ class Train:
     """A direct algorithm of the registry: inpo, online_dpo, xpo, sail_pp, sppo, ..."""
     prompts: Path | None = None
     """JSONL or Parquet with "prompt"; default: prompts.jsonl in the model's folder."""
+    limit: int | None = None
+    """Only the first so many prompts."""
     kl_coef: float = 0.2
     """Weight of KL(pi || reference) in the objective (beta of DPO). From .134 on, INPO's step of 1 is stable in every
     game."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -44,6 +46,19 @@ def gpt2(vocabulary: int, *, window: int, width: int = 24, layers: int = 2, seed
             around = float(".ln_" in name and name.endswith("weight"))
             p.copy_(around + scale * torch.from_numpy(rng.normal(size=tuple(p.shape))))
     return model.eval()
+
+
+@cache
+def toy_model(*, trained: bool = True) -> tuple[Any, Any]:
+    """The toy language model and its tokenizer, trained once a process (half a minute), or a small random one."""
+    needs_transformers()
+    from llm_bridge import loading, toy
+
+    if not trained:
+        return toy.untrained(width=16, layers=1).eval(), toy.tokenizer()
+    with tempfile.TemporaryDirectory() as folder:
+        toy.train(folder)
+        return loading.load_model(folder), loading.load_tokenizer(folder)
 
 
 class Embedded(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from simbandit import losses
-from simbandit.algorithms.dynamics import stable_step, warn_unstable
+from simbandit.algorithms.dynamics import WORST_FREQUENCY, StepLimit, warn_unstable
 from simbandit.algorithms.players import Cast, Player, held_of, policy_of
 from simbandit.algorithms.record import Entries, Record, every_action, every_pair, shared, win_rate_labels
 from simbandit.algorithms.row_checks import check_row
@@ -163,11 +163,16 @@ class Direct:
         )
         return self.loss == "dpo" and self.data != "fresh" and plain and set(self.players) <= {"current", "reference"}
 
+    def step_limit(self, kl_coef: float, frequency: float = WORST_FREQUENCY) -> StepLimit | None:
+        """Of a mirror-descent row, at a game's frequency (1/2: the worst game)."""
+        if self.anchor != "mirror" or self.schedule:
+            return None
+        limit = 2 * kl_coef / (kl_coef**2 + frequency**2)
+        step = dict(self.loss_parameters)["step_size"]
+        return StepLimit("step_size", step, limit, "2 kl_coef / (kl_coef^2 + omega^2)")
+
     def init(self, setting: Setting) -> _State:
-        steps = dict(self.loss_parameters)
-        if self.anchor == "mirror" and not self.schedule:
-            limit = 2 * stable_step(setting.kl_coef)
-            warn_unstable("step_size", steps["step_size"], limit, "2 kl_coef / (kl_coef^2 + omega^2)")
+        warn_unstable(self.step_limit(setting.kl_coef))
         if self.value_range is None and not math.isfinite(_span(setting)):
             raise ValueError("value_range: this world tells no reward range; give the bound on kl_coef |log-ratio gap|")
         record = Record(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -114,13 +114,22 @@ def stable_step(kl_coef: float) -> float:
     return kl_coef / (kl_coef**2 + 0.25)
 
 
-def warn_unstable(name: str, value: float, limit: float, formula: str) -> None:
-    """Warns where `value` is beyond the limit of local stability in the worst game."""
-    if value > limit:
+class StepLimit(NamedTuple):
+    """A parameter's value, and the limit of local stability by `formula` at a game's frequency."""
+
+    name: str
+    value: float
+    limit: float
+    formula: str
+
+
+def warn_unstable(step: StepLimit | None) -> None:
+    """Warns where a step is beyond the limit of local stability in the worst game."""
+    if step is not None and step.value > step.limit:
         warnings.warn(
-            f"{name}: {value:g} is beyond {limit:.6g} = {formula} at omega = 1/2, the stability limit of the worst "
-            "game. A game's own limit has its own omega (the largest of `equilibrium.frequencies` at the equilibrium); "
-            "beyond it the iterates settle on a cycle",
+            f"{step.name}: {step.value:g} is beyond {step.limit:.6g} = {step.formula} at omega = 1/2, the stability "
+            "limit of the worst game. A game's own limit has its own omega (the largest of `equilibrium.frequencies` "
+            "at the equilibrium); beyond it the iterates settle on a cycle",
             UserWarning,
             stacklevel=3,
         )

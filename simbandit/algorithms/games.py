@@ -21,6 +21,7 @@ from simbandit.algorithms.dynamics import (
     WORST_FREQUENCY,
     GameDynamics,
     GameState,
+    StepLimit,
     offered,
     stable_step,
     warn_unstable,
@@ -48,11 +49,14 @@ class MirrorDescent(GameDynamics):
     def __post_init__(self) -> None:
         check(self, positive=("step_size",))
 
+    def step_limit(self, kl_coef: float, frequency: float = WORST_FREQUENCY) -> StepLimit | None:
+        if not self.step_size or self.schedule:
+            return None
+        limit = 2 * kl_coef / (kl_coef**2 + frequency**2)
+        return StepLimit("step_size", self.step_size, limit, "2 kl_coef / (kl_coef^2 + omega^2)")
+
     def init(self, setting: Setting) -> GameState:
-        k = setting.kl_coef
-        if self.step_size and not self.schedule:
-            limit = 2 * k / (k**2 + WORST_FREQUENCY**2)
-            warn_unstable("step_size", self.step_size, limit, "2 kl_coef / (kl_coef^2 + omega^2)")
+        warn_unstable(self.step_limit(setting.kl_coef))
         return super().init(setting)
 
     def query(self, state: GameState) -> Tensor:
@@ -237,11 +241,14 @@ class MagneticDescent(GameDynamics):
     def __post_init__(self) -> None:
         check(self, positive=("step_size",))
 
+    def step_limit(self, kl_coef: float, frequency: float = WORST_FREQUENCY) -> StepLimit | None:
+        if not self.step_size or self.period is not None or kl_coef >= frequency:
+            return None
+        limit = 2 * kl_coef / (frequency**2 - kl_coef**2)
+        return StepLimit("step_size", self.step_size, limit, "2 kl_coef / (omega^2 - kl_coef^2)")
+
     def init(self, setting: Setting) -> GameState:
-        k = setting.kl_coef
-        if self.step_size and self.period is None and k < WORST_FREQUENCY:
-            limit = 2 * k / (WORST_FREQUENCY**2 - k**2)
-            warn_unstable("step_size", self.step_size, limit, "2 kl_coef / (omega^2 - kl_coef^2)")
+        warn_unstable(self.step_limit(setting.kl_coef))
         return super().init(setting)
 
     def query(self, state: GameState) -> Tensor:
@@ -295,10 +302,12 @@ class BestResponse(GameDynamics):
         if self.damping > 1:
             raise ValueError(f"damping: must lie in (0, 1], got {self.damping}")
 
+    def step_limit(self, kl_coef: float, frequency: float = WORST_FREQUENCY) -> StepLimit:
+        limit = 2 * kl_coef**2 / (kl_coef**2 + frequency**2)
+        return StepLimit("damping", self.damping, limit, "2 kl_coef^2 / (kl_coef^2 + omega^2)")
+
     def init(self, setting: Setting) -> GameState:
-        k = setting.kl_coef
-        limit = 2 * k**2 / (k**2 + WORST_FREQUENCY**2)
-        warn_unstable("damping", self.damping, limit, "2 kl_coef^2 / (kl_coef^2 + omega^2)")
+        warn_unstable(self.step_limit(setting.kl_coef))
         return super().init(setting)
 
     def query(self, state: GameState) -> Tensor:
