@@ -49,7 +49,7 @@ class Pool:
 
     @property
     def k(self) -> int:
-        return int(self.frame.groupby("prompt")["drawn"].sum().iloc[0])
+        return int(self.frame["drawn"].to_numpy()[self.frame["prompt"].to_numpy() == 0].sum())
 
     def world(self, dim: int | None = 16) -> TableWorld:
         """The pool as a finite world; see `candidate_pool`."""

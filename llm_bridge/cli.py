@@ -138,7 +138,7 @@ def _preflight(command: Preflight) -> None:
     scorer = named_scorer(command.judge) if rewarded else None
     shared: Any = {"scorer": scorer, "seed": command.seed, "progress": True}
     kept = (lambda part: None) if command.pool is None else (lambda part: command.pool / part)
-    pool = drawn_pool(policy, command.k, folder=kept("candidates"), **shared)
+    pool = drawn_pool(policy, command.k, folder=command.pool, **shared)
     held = None
     if command.held:
         held = drawn_pool(policy, command.held, folder=kept("held"), purpose="held out", **shared)

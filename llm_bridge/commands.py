@@ -14,8 +14,8 @@ Examples (everything runs on the toy model, without a download; put any model's 
   llm-bridge toy --output toy                                a small model, trained in half a minute
   llm-bridge sample --model toy --output said.jsonl --k 4    responses to the model's prompts
   llm-bridge score --model toy --input said.jsonl --output scored.jsonl
-  llm-bridge pool --model toy --judge toy:true --k 16 --output pool
-  llm-bridge preflight --model toy --judge toy:true --algorithms gshf_online,greedy,uniform
+  llm-bridge pool --model toy --judge toy:true --output pool
+  llm-bridge preflight --model toy --judge toy:true --pool pool --algorithms gshf_online,greedy,inpo
   llm-bridge train --model toy --judge toy:true --algorithm inpo --rounds 4 --output trained
 
 Annotators (--judge): toy:true, toy:length, toy:lexicon, toy:intransitive, reward:FOLDER (a sequence-classification
@@ -92,7 +92,8 @@ class Pool:
     """Draw K candidates per prompt with features and scores: a finite world for every algorithm.
 
     Parquet rows hold prompt, response, how often it was drawn, its log-probability, and its reward; safetensors the
-    means of the model's hidden states, which are whitened to features when an algorithm runs. Goes on where it was when the same command is given again.
+    means of the model's hidden states, which are whitened to features when an algorithm runs. Goes on where it was when
+    the same command is given again.
     """
 
     model: Model
@@ -105,7 +106,7 @@ class Pool:
     """Only the first so many prompts."""
     judge: str | None = None
     """A scorer among the annotators, for rewards; see `llm-bridge --help`."""
-    k: int = 16
+    k: int = 8
     """Draws per prompt."""
     max_new_tokens: int = 32
     """Longer responses are cut there."""
@@ -123,8 +124,8 @@ class Preflight:
 
     The page ranks the algorithms (intervals, paired comparisons), predicts their gap against queries, says whether a
     reward explains the judge (circulation, a test of Bradley-Terry), what the reference covers, how kl_coef changes the
-    ranking, whose step size is beyond its stability limit, what looking at K candidates only costs, and how many tokens,
-    FLOPs, bytes and hours the training run will take.
+    ranking, whose step size is beyond its stability limit, what looking at K candidates only costs, and how many
+    tokens, FLOPs, bytes and hours the training run will take.
     """
 
     model: Model
@@ -138,7 +139,8 @@ class Preflight:
     limit: int | None = None
     """Only the first so many prompts."""
     pool: Path | None = None
-    """Folder in which pool, held-out draws and the judge's answers are kept: the same command goes on from there."""
+    """Folder of `llm-bridge pool` (same model, prompts, k, seed), or a new one: pool, held-out draws and the judge's
+    answers are kept there, and the same command goes on from there."""
     output: Path | None = None
     """Folder for the page (page.txt), report.json, replicates.parquet and the figure."""
     k: int = 8

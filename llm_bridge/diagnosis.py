@@ -39,9 +39,9 @@ class JudgeTest(NamedTuple):
 def judged(ref_log_probs: Any, preference: Any, kl_coef: float, rewards: Any | None = None) -> dict[str, float]:
     """What decides which algorithms are safe, over a pool: means over prompts, each over its own candidates.
 
-    ref_log_probs (X, A), preference (X, A, A), rewards (X, A) where they are what ranks (the target is then the reward's
-    optimum, else the game's equilibrium). `frequency` is omega, the fastest rotation about a prompt's equilibrium, at
-    the prompt that turns fastest: mirror descent is stable up to 2 kl_coef / (kl_coef^2 + omega^2).
+    ref_log_probs (X, A), preference (X, A, A), rewards (X, A) where they are what ranks (the target is then the
+    reward's optimum, else the game's equilibrium). `frequency` is omega, the fastest rotation about a prompt's
+    equilibrium, at the prompt that turns fastest: mirror descent is stable up to 2 kl_coef / (kl_coef^2 + omega^2).
     Raises ValueError where no prompt has two different candidates.
     """
     rows: list[dict[str, float]] = []
@@ -103,9 +103,9 @@ def judge_test(ref_log_probs: Any, preference: Any, budget: int, *, simulations:
 
 
 def restriction(pool: Pool, held: Pool | None, judge: Judge, kl_coef: float, *, rewarded: bool) -> pd.DataFrame:
-    """What it costs to look at K candidates only: a row per K (powers of two up to the pool's, nested) with the gap, over
-    all responses, of the pool's own best policy, its interval over prompts, the part of it that is paid for silence
-    (`gaps.Cost`), and the effective number of held-out draws behind it, the median of prompts.
+    """What it costs to look at K candidates only: a row per K (powers of two up to the pool's, nested) with the gap,
+    over all responses, of the pool's own best policy, its interval over prompts, the part of it that is paid for
+    silence (`gaps.Cost`), and the effective number of held-out draws behind it, the median of prompts.
 
     rewarded: by the frames' rewards, the suboptimality; else by the judge, the duality gap. Held out are the pool's own
     draws past the first K, and those of `held`, fresh draws of the same policy. See `gaps.restriction_cost`.
@@ -143,7 +143,8 @@ def _parts(pool: Pool, held: Pool | None, judge: Judge, rewarded: bool) -> list[
         responses: dict[tuple[int, ...], int] = {}
         text, ref, reward, which, first = [], [], [], [], []
         for number, frame in enumerate(frames):
-            rows = frame[frame["prompt"] == x].to_dict("records")
+            mine: Any = frame[frame["prompt"] == x]
+            rows = mine.to_dict("records")
             draws: dict[int, int] = {}
             for row in rows:
                 key = tuple(row["tokens"])

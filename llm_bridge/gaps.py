@@ -115,17 +115,17 @@ class SampledGap:
             numbers = [x for x in range(n) for _ in range(self.against)]
             others = self.reference.generate(numbers, self._uniforms("best answer", n * self.against))
             self.held["others"] = _texts(self.reference, numbers, others)
-        others: list[Text] = self.held["others"]
+        told: list[Text] = self.held["others"]
         if self.scorer is not None:
             if "best" not in self.held:
-                rewards = torch.tensor(self.scorer(others), dtype=torch.float64).view(n, -1)
+                rewards = torch.tensor(self.scorer(told), dtype=torch.float64).view(n, -1)
                 self.held["best"] = best_value(rewards, self.kl_coef)
             own = torch.tensor(self.scorer(mine), dtype=torch.float64).view(n, -1).mean(-1)
             return self.held["best"] - own + self.kl_coef * kl, kl
         assert self.judge is not None
         wins = torch.stack(
             [
-                cross_table(self.judge, others[x * self.against :][: self.against], mine[x * self.size :][: self.size])
+                cross_table(self.judge, told[x * self.against :][: self.against], mine[x * self.size :][: self.size])
                 for x in range(n)
             ]
         )
@@ -144,11 +144,14 @@ def cross_table(judge: Judge, first: Sequence[Text], second: Sequence[Text]) -> 
     """P(first preferred) of every response of one list against every one of another, both orders averaged, (n, m). All
     are responses to one prompt; each different pair is asked once, a response against itself is 1/2."""
     prompt = first[0][0]
-    ones, others = ([text for _, text in part] for part in (first, second))
-    pairs = list(dict.fromkeys((a, b) for a in ones for b in others if a != b))
-    asked = judge([(prompt, a, b) for a, b in pairs] + [(prompt, b, a) for a, b in pairs])
-    found = {pair: (asked[i] + 1 - asked[i + len(pairs)]) / 2 for i, pair in enumerate(pairs)}
-    return torch.tensor([[found.get((a, b), 0.5) for b in others] for a in ones], dtype=torch.float64)
+    ones, others = (list(dict.fromkeys(text for _, text in part)) for part in (first, second))
+    pairs = [(a, b) for a in ones for b in others if a != b]
+    asked = torch.tensor(judge([(prompt, a, b) for a, b in pairs] + [(prompt, b, a) for a, b in pairs])).double()
+    table = torch.full((len(ones), len(others)), 0.5, dtype=torch.float64)
+    different = torch.tensor([[a != b for b in others] for a in ones])
+    table[different] = (asked[: len(pairs)] + 1 - asked[len(pairs) :]) / 2
+    row, column = ({text: i for i, text in enumerate(unique)} for unique in (ones, others))
+    return table[[row[text] for _, text in first]][:, [column[text] for _, text in second]]
 
 
 def _texts(policy: LMPolicy, prompts: Sequence[int], drawn: Sequence[Sequence[int]]) -> list[Text]:

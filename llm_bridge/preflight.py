@@ -60,14 +60,15 @@ class Preflight:
 
     def values(self, kl_coef: float | None = None) -> dict[str, np.ndarray]:
         """Of every algorithm, the gap at the end of each replicate, (R,)."""
-        rows = self._at(kl_coef)
-        last = rows[rows["round"] == rows["round"].max()]
+        rows: Any = self._at(kl_coef)
+        last: Any = rows[rows["round"] == rows["round"].max()]
         return {name: last[last["algorithm"] == name]["value"].to_numpy() for name in self.names}
 
     def ranking(self, kl_coef: float | None = None) -> pd.DataFrame:
-        """Algorithms by their mean gap at the end, smallest first, with its 95 % interval; queries asked; `beats`: those
-        from which it is told apart, replicate by replicate, all pairs simultaneously at 95 %."""
-        rows, better = self._at(kl_coef), self.comparisons(kl_coef)
+        """Algorithms by their mean gap at the end, smallest first, with its 95 % interval; queries asked; `beats`:
+        those with a larger gap, replicate by replicate, all pairs simultaneously at 95 %."""
+        rows: Any = self._at(kl_coef)
+        better: Any = self.comparisons(kl_coef)
         found = []
         for name, values in self.values(kl_coef).items():
             mean, low, high = (float(v) for v in mean_interval(values))
@@ -119,7 +120,7 @@ class Preflight:
         refuted = "refuted" if fails else "not refuted"
         return [
             "Judge and pool",
-            f"  candidates a prompt: {j['candidates']:.3g} different ones of {j['k']:.0f} draws, {j['prompts']:.0f} prompts",
+            f"  {j['prompts']:.0f} prompts with {j['candidates']:.3g} different candidates of {j['k']:.0f} draws",
             f"  circulation: {j['circulating']:.3g} of the judge's logits (0: a reward explains them); mean "
             f"|P - best Bradley-Terry| {j['misfit']:.2g}",
             f"  Bradley-Terry {refuted} by {j['test_duels']:,.0f} simulated duels on {j['test_prompts']:.0f} prompts: "
@@ -131,7 +132,7 @@ class Preflight:
         ]
 
     def _ranking(self) -> list[str]:
-        ranking, replicates = self.ranking(), self.frame["replicate"].nunique()
+        ranking, replicates = self.ranking(), len(set(self.frame["replicate"].tolist()))
         told = "suboptimality [reward]" if self.metric == "suboptimality" else "duality gap [win probability]"
         width = max(map(len, self.names))
         lines = [
@@ -179,8 +180,8 @@ class Preflight:
         if self.cost.empty:
             return ["Cost of looking at K candidates only: not measured (no held-out draws)"]
         lines = [
-            f"Cost of looking at K candidates only: {self.metric.replace('_', ' ')} of the pool's own best policy against "
-            f"all responses, kl_coef {self.kl_coef:g}"
+            f"Cost of looking at K candidates only: {self.metric.replace('_', ' ')} of the pool's own best policy "
+            f"against all responses, kl_coef {self.kl_coef:g}"
         ]
         for row in self.cost.to_dict("records"):
             thin = (
@@ -204,7 +205,7 @@ class Preflight:
         return {
             "kl_coef": self.kl_coef,
             "metric": self.metric,
-            "replicates": int(self.frame["replicate"].nunique()),
+            "replicates": len(set(self.frame["replicate"].tolist())),
             "reference_gap": {f"{k:g}": gap for k, gap in self.start.items()},
             "judge": self.judge,
             "ranking": self.ranking().to_dict("records"),
@@ -231,12 +232,16 @@ class Preflight:
         """Gap against queries; the gap at the end by kl_coef; and the cost of K candidates."""
         from simbandit import plotting
 
+        with plotting.style():
+            return self._drawn(plotting)
+
+    def _drawn(self, plotting: Any) -> Figure:
         figure, axes = plotting.panels(columns=3, height=2.7)
         order, looks = list(self.ranking()["algorithm"]), plotting.lines(self.names)
         shared: Any = {"order": order, "looks": looks, "legend": False}
         plotting.curves(axes[0, 0], self._at(None), self.metric, "algorithm", **shared)
         axes[0, 0].axhline(self.start[self.kl_coef], color="0.5", linewidth=0.8)
-        last = self.frame[self.frame["round"] == self.frame["round"].max()]
+        last: Any = self.frame[self.frame["round"] == self.frame["round"].max()]
         plotting.curves(axes[0, 1], last, self.metric, "algorithm", x="kl_coef", **shared)
         axes[0, 1].set_xscale("log", base=2)
         axes[0, 1].set_xticks(self._coefficients(), [f"{k:g}" for k in self._coefficients()])
@@ -246,6 +251,7 @@ class Preflight:
             ax.set_title(title)
         for ax in axes[0, :2]:
             ax.set_yscale("log")
+        axes[0, 1].set_ylabel("")
         if len(self.cost):
             k, cost, low, high = (self.cost[name].to_numpy(dtype=float) for name in ("k", "cost", "low", "high"))
             axes[0, 2].plot(k, cost, color="black", marker="o")
@@ -339,8 +345,8 @@ def preflight(
 
 
 def step_warnings(name: str, algorithm: Any, kl_coef: float, frequency: float) -> list[str]:
-    """Where an algorithm's step is beyond what the pool's games bear, by its name. Rows that play the unregularised game
-    around their last policy (sppo, spo, dno) leave an equilibrium at every step size, where the game turns."""
+    """Where an algorithm's step is beyond what the pool's games bear, by its name. Rows that play the unregularised
+    game around their last policy (sppo, spo, dno) leave an equilibrium at every step size, where the game turns."""
     limit = getattr(algorithm, "step_limit", None)
     step = None if limit is None else limit(kl_coef, frequency)
     if step is not None and step.value > step.limit:
@@ -354,7 +360,7 @@ def step_warnings(name: str, algorithm: Any, kl_coef: float, frequency: float) -
         and frequency > TURNING
     ):
         return [
-            f"{name}: plays the unregularised game, whose last iterate moves away from an equilibrium at every step_size "
+            f"{name}: plays the unregularised game, whose last iterate leaves an equilibrium at every step_size "
             f"(omega = {frequency:.3g}); kl_coef plays no part"
         ]
     return []

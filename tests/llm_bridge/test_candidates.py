@@ -13,8 +13,9 @@ from llm_bridge import candidates as pools
 from llm_bridge import oracles as judges
 from llm_bridge import toy as toys
 from simbandit import algorithms
+from simbandit.algorithms.direct import Direct
 from simbandit.draws import Draws
-from simbandit.oracles import BradleyTerry
+from simbandit.oracles import BradleyTerry, FullInformation, NoisyReward
 from simbandit.simulate import Problem, simulate
 from simbandit.types import Contexts
 from tests.llm_bridge import models
@@ -157,6 +158,61 @@ def test_every_model_based_family_runs_on_a_pool(policy):
         assert len(results.frame()) == 3 * 5
 
 
+@pytest.fixture(scope="module")
+def ragged(policy):
+    """A pool whose prompts have different numbers of candidates, because equal draws count once."""
+    pool = pools.drawn_pool(policy, 7, scorer=TRUE, temperature=0.1)
+    assert len(set(pool.frame.groupby("prompt").size())) > 1
+    return pool
+
+
+def test_equal_draws_count_once_and_are_remembered(policy, ragged):
+    frame = ragged.frame
+    assert not frame.duplicated(["prompt", "response_text"]).any()
+    assert (frame["drawn"] == frame["draws"].map(len)).all()
+    assert frame["drawn"].max() > 1
+    for _, part in frame.groupby("prompt"):
+        assert sorted(i for draws in part["draws"] for i in draws) == list(range(7))
+    ref = np.asarray(ragged.world(3).ref_log_probs)
+    np.testing.assert_allclose(np.exp(ref).sum(1), 1.0, rtol=1e-12)
+    first = frame.groupby("prompt")["ref_log_prob"].first().to_numpy()
+    second = frame["ref_log_prob"].to_numpy()[np.flatnonzero(frame["prompt"].diff().fillna(1)) + 1]
+    np.testing.assert_allclose(ref[:, 0] - ref[:, 1], first - second, rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:damping.*stability limit:UserWarning")  # of iterated best response
+@pytest.mark.parametrize("name", [n for n in algorithms.names() if not isinstance(algorithms.create(n), Direct)])
+def test_every_algorithm_that_is_not_direct_runs_on_a_ragged_pool(ragged, name):
+    algorithm = algorithms.create(name, **({"radius": 1.0} if name == "pessimistic_mle" else {}))
+    asked = algorithm.feedbacks[0]
+    answers = {"preference": BradleyTerry(), "reward": NoisyReward(0.1), "full": FullInformation(BradleyTerry())}
+    problem = Problem(ragged.world(3), answers[asked], 0.2)
+    results = simulate(problem, algorithm, rounds=3, batch_size=5, replicates=2, keep_data=asked != "full")
+    assert np.isfinite(results.frame()["value"]).all()
+    if results.data is not None:
+        sizes = ragged.frame.groupby("prompt").size().to_numpy()
+        for side in set(results.data) & {"first", "second", "action"}:
+            assert (results.data[side].to_numpy() < sizes[results.data["context"].to_numpy()]).all()
+
+
+def test_features_of_a_frozen_encoder(policy, tmp_path):
+    config = transformers.BertConfig(
+        vocab_size=212, hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=20
+    )
+    model = models.randomised(transformers.BertModel(config))
+    encoder = pools.TextEncoder(model, policy.tokenizer)
+    pool = pools.drawn_pool(policy, 4, encoder=encoder, folder=tmp_path)
+    assert pool.states.shape == (len(pool.frame), 12)
+    row = pool.frame.iloc[5]
+    ids = torch.tensor([policy.tokenizer(f"{row['prompt_text']} {row['response_text']}")["input_ids"]])
+    with torch.no_grad():
+        expected = model(input_ids=ids).last_hidden_state[0].double().mean(0)
+    np.testing.assert_allclose(pool.states[5], expected.numpy(), atol=1e-5)
+    assert pool.world(6).dim == 6
+    with pytest.raises(ValueError, match="holds a pool with another encoder"):
+        pools.drawn_pool(policy, 4, folder=tmp_path)
+
+
 def test_the_table_of_a_judge_is_symmetrised(policy):
     world = candidate_pool(policy, 5, dim=None)
     sided = judges.Preferring(lambda prompt, a, b: 0.8 if len(a) >= len(b) else 0.6)
@@ -170,15 +226,15 @@ def test_the_table_of_a_judge_is_symmetrised(policy):
 def test_a_killed_build_goes_on_where_it_was(policy, tmp_path, monkeypatch):
     monkeypatch.setattr(pools, "PART", 2)
     whole = candidate_pool(policy, 6, scorer=TRUE, dim=3)
-    calls, built = [], pools._built
+    calls, built = [], pools._Drawing.part
 
-    def killed(*given: Any) -> Any:
-        calls.append(given[1])
+    def killed(drawing: Any, numbers: range) -> Any:
+        calls.append(numbers)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return built(*given)
+        return built(drawing, numbers)
 
-    monkeypatch.setattr(pools, "_built", killed)
+    monkeypatch.setattr(pools._Drawing, "part", killed)
     with pytest.raises(KeyboardInterrupt):
         candidate_pool(policy, 6, scorer=TRUE, dim=3, folder=tmp_path)
     (tmp_path / ".part-000002.parquet.tmp").write_bytes(b"half")
@@ -187,6 +243,8 @@ def test_a_killed_build_goes_on_where_it_was(policy, tmp_path, monkeypatch):
     assert resumed == whole
     assert candidate_pool(policy, 6, scorer=TRUE, dim=3, folder=tmp_path) == whole
     assert len(calls) == 3
+    again = pools.drawn_pool(policy, 6, scorer=TRUE)
+    assert again.states.tobytes() == pools.drawn_pool(policy, 6, scorer=TRUE, folder=tmp_path).states.tobytes()
     with pytest.raises(ValueError, match="holds a pool with another k; use another folder"):
         candidate_pool(policy, 7, scorer=TRUE, dim=3, folder=tmp_path)
     held = json.loads((tmp_path / "pool.json").read_text()) | {"model": "0" * 16}

@@ -1,6 +1,9 @@
 """The command, in this process, on the toy model: files in and out, plans without work, errors in one line."""
 
 import json
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +11,14 @@ import pandas as pd
 import pytest
 import torch
 
-from llm_bridge import LMPolicy, candidate_pool, loading
-from llm_bridge import oracles as judges
-from llm_bridge import toy as toys
+from llm_bridge import LMPolicy, loading
 from llm_bridge.cli import main
 from llm_bridge.commands import Train
-from llm_bridge.preflight import FACTORS, preflight
-from llm_bridge.rows import direct_row
+from llm_bridge.preflight import FACTORS
+from llm_bridge.rows import NEED_A_LIST, direct_row
+from simbandit.algorithms import create
+from simbandit.algorithms import names as registered
+from simbandit.algorithms.direct import Direct
 from simbandit.algorithms.dynamics import stable_step
 
 
@@ -93,37 +97,90 @@ def test_train_goes_on_and_leaves_a_model(toy, tmp_path, prompts, capsys):
 
 
 def test_pool_and_preflight(toy, tmp_path, prompts, capsys):
-    common = ["--model", str(toy), "--prompts", str(prompts), "--k", "5"]
+    common = ["--model", str(toy), "--prompts", str(prompts), "--k", "5", "--limit", "2"]
     main(["pool", *common, "--judge", "toy:true", "--output", str(tmp_path / "pool")])
-    assert "5 different candidates" in capsys.readouterr().out
-    assert len(pd.read_parquet(tmp_path / "pool" / "part-000000.parquet")) <= 15
-    options = ["--dim", "3", "--rounds", "4", "--replicates", "3", "--algorithms", "greedy,online_dpo"]
-    main(["preflight", *common, "--judge", "toy:intransitive", *options])
+    assert "2 prompts, 5 to 5 different candidates each" in capsys.readouterr().out
+    assert len(pd.read_parquet(tmp_path / "pool" / "part-000000.parquet")) == 10
+    options = ["--dim", "3", "--rounds", "4", "--replicates", "3", "--algorithms", "greedy,inpo", "--held", "4"]
+    kept = ["--pool", str(tmp_path / "kept"), "--output", str(tmp_path / "page")]
+    command = ["preflight", *common, "--judge", "toy:intransitive", *options, *kept]
+    main(command)
     page = capsys.readouterr().out
-    assert page.count("1. ") == page.count("2. ") == len(FACTORS)
-    assert "circulates" in page
-    assert "FLOPs" in page
+    assert "1. " in page
+    assert "2. " in page
+    assert "circulation" in page
+    assert "Bradley-Terry" in page
+    assert "K = 5" in page
+    assert "time: " in page
+    report = json.loads((tmp_path / "page" / "report.json").read_text())
+    assert report["metric"] == "duality_gap"
+    assert {row["algorithm"] for row in report["ranking"]} == {"greedy", "inpo"}
+    assert len(report["sensitivity"]) == len(FACTORS)
+    answers = (tmp_path / "kept" / "answers.jsonl").read_text()
+    main(command)
+    again = json.loads((tmp_path / "page" / "report.json").read_text())
+    assert again["ranking"] == report["ranking"]
+    assert again["restriction"] == report["restriction"]
+    assert (tmp_path / "kept" / "answers.jsonl").read_text() == answers
+    assert "greddy" in failing(capsys, *command[:-4], "--algorithms", "greddy")
 
 
-def test_preflight_tells_a_circulating_judge_from_a_reward(toy):
-    policy = LMPolicy.from_pretrained(toy, ["about boat :", "about cow :"], max_new_tokens=24)
-    world = candidate_pool(policy, 6, dim=3)
-    options = {"rounds": 3, "batch_size": 8, "replicates": 4}
-    reports = [
-        preflight(policy, world, judge, ["greedy", "uniform"], kl_coef=0.2, **options)
-        for judge in (
-            judges.Preferring(toys.intransitive_raters),
-            judges.BradleyTerry(judges.Written(toys.true_reward)),
-        )
-    ]
-    share = "share of the judge's logits that circulates (0: a reward explains it)"
-    assert reports[0].judge[share] > 0.2
-    assert reports[1].judge[share] < 1e-9
-    frame = reports[1].curves
-    for low, gap, high in zip(*(frame[name].tolist() for name in ("low", "gap", "high")), strict=True):
-        assert low <= gap + 1e-12
-        assert gap <= high + 1e-12
-    assert list(reports[1].ranking()["gap"]) == sorted(reports[1].ranking()["gap"])
+def test_every_command_has_a_dry_run_that_writes_nothing(toy, tmp_path, prompts, capsys):
+    said, out = tmp_path / "said.jsonl", tmp_path / "out"
+    said.write_text('{"prompt": "about boat :", "response": "the boat ."}\n')
+    shared = ["--model", toy, "--prompts", prompts]
+    for command, told in (
+        (["toy", "--output", out], "would train 800 steps"),
+        (["score", "--model", toy, "--input", said, "--output", out], "at most about 8 tokens"),
+        (["sample", *shared, "--output", out, "--k", 5], "at most about 480 tokens"),
+        (["pool", *shared, "--output", out, "--k", 5], "15 draws, each scored and encoded"),
+        (["preflight", *shared, "--judge", "toy:intransitive", "--pool", out, "--flops", 1e9], "936 questions"),
+        (["train", *shared, "--judge", "toy:true", "--output", out], "optimiser steps a round, fresh duels"),
+    ):
+        main([str(a) for a in [*command, "--dry-run"]])
+        shown = capsys.readouterr().out
+        assert told in shown, command
+        assert "84,144 parameters" in shown
+        assert "FLOPs" in shown
+        assert not out.exists()
+
+
+def test_the_line_of_the_readme_runs(toy, tmp_path, monkeypatch, capsys):
+    """Its commands in their order, with smaller sizes appended; the model is the one trained already."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    line = next(block for block in re.findall(r"```bash\n(.*?)```", text, flags=re.S) if "llm-bridge toy" in block)
+    smaller = {
+        "pool": ["--limit", "2"],
+        "preflight": ["--limit", "2", "--rounds", "2", "--replicates", "2", "--held", "2", "--dim", "2"],
+        "train": ["--limit", "2", "--rounds", "1", "--batch-size", "4", "--steps", "2", "--evaluation", "4"],
+    }
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(toy, tmp_path / "toy")
+    commands = [shlex.split(part) for part in line.replace("\\\n", " ").split("&&")]
+    assert [command[1] for command in commands] == ["toy", "sample", "score", "pool", "preflight", "train"]
+    assert all(command[0] == ".venv/bin/llm-bridge" for command in commands)
+    for command in commands[1:]:
+        main([*command[1:], *smaller.get(command[1], [])])
+    written = {file.name for file in tmp_path.iterdir()}
+    assert written == {"toy", "said.jsonl", "scored.jsonl", "pool", "page", "trained"}
+    assert "Ranking at kl_coef 0.2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [n for n in registered() if isinstance(create(n), Direct)])
+def test_train_takes_every_direct_row_or_says_why_not(toy, tmp_path, prompts, capsys, name):
+    """A dry run, and one real step of two duels; the rows that need a list of all responses are refused with the
+    reason and the way out."""
+    command = ["train", "--model", toy, "--prompts", prompts, "--judge", "toy:true", "--algorithm", name]
+    small = ["--rounds", 1, "--batch-size", 2, "--steps", 1, "--evaluation", 2, "--max-new-tokens", 5]
+    arguments = [str(a) for a in [*command, *small, "--output", tmp_path / "out"]]
+    if name in NEED_A_LIST:
+        assert "run it on an EnumerableLM or on a candidate pool" in failing(capsys, *arguments)
+        return
+    main([*arguments, "--dry-run"])
+    assert f"{name}: Direct(" in capsys.readouterr().out
+    main(arguments)
+    assert (tmp_path / "out" / "model" / "model.safetensors").exists()
+    assert len(pd.read_csv(tmp_path / "out" / "curve.csv")) == 2
 
 
 def test_errors_are_one_line(toy, tmp_path, prompts, capsys):
