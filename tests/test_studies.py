@@ -14,7 +14,15 @@ from simbandit.guarantees import judge
 from simbandit.study import Simulation, find, shipped
 
 NAMES = sorted(shipped())
-LANGUAGE = {"bridge_equality", "enumerable_lm", "pool_gshf", "pool_size", "shortcuts", "toy_online"}  # of models
+LANGUAGE = {
+    "bridge_equality",
+    "enumerable_lm",
+    "pool_gshf",
+    "pool_size",
+    "preflight_predicts",
+    "shortcuts",
+    "toy_online",
+}  # of models
 
 
 def grid(name, smoke):
