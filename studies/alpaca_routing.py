@@ -35,11 +35,12 @@ Found on AlpacaEval 2 (16 replicates): what text features buy is little, and ban
 *all* online answers known, linear routing wins .778 on held-out instructions, the best fixed arm .764, the best arm per
 instruction .944. After 4,000 questions no router beats the best fixed arm online, exploration included (regret 190 for
 SquareCB to 492 for LinUCB), nor, on the held-out ones, do LinUCB (.670) or its own version without context (.667):
-optimism in 83 dimensions, tuned on 1,200 questions, locks in, and SquareCB (.749) and epsilon-greedy (.741), which keep
-exploring, end higher. Duels teach as much as rewards or more (MaxPairUCB, CoLSTIM .762): that a reward says more fails;
-a duel's logit separates answers that all win nearly always. Reranking generated answers gains where routing cannot
-(.775; regret -62 against the fixed arm). NullModel is shown by 83 % of reranking, 67 % of SquareCB, but not by most of
-LinUCB or the duellists: those claims fail. Off-policy, from 8,000 logged answers SNIPS, the direct method and doubly
+optimism, tuned on 1,200 questions, seems to lock in, and SquareCB (.749) and epsilon-greedy (.741), which keep
+exploring, end higher. Duels teach as much as rewards or more (MaxPairUCB, CoLSTIM .762): that a reward says more fails,
+presumably because a logit separates answers that nearly always win. Reranking generated answers gains where routing
+cannot (.775; regret -62 against the fixed arm). NullModel is shown by 83 % of reranking, 67 % of SquareCB, but by 4 %
+of LinUCB and a third of the duellists: those claims fail. Off-policy, from 8,000 logged answers
+SNIPS, the direct method and doubly
 robust estimates err by .004 to .007 and cover 88 to 94 %, IPS by .023 with intervals 2.5 times as wide; from 500 all
 intervals are too short (50 to 69 %): the few rows with large weights that carry the variance have not been seen.
 """

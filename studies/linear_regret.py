@@ -223,7 +223,7 @@ def exponents(ax: Axes, frame: pd.DataFrame, looks: Mapping[str, plotting.Line])
     ax.axhline(0.5, color=plotting.GREY, linewidth=0.7, linestyle=(0, (2, 2)))
     ax.set_xticks(range(len(BURN_INS)), [f"{share:.0%}" for share in BURN_INS])
     ax.set(xlabel="rounds left out (share of T)", ylabel="exponent of R(T)", ylim=(0, 1.05))
-    ax.set_title("exponents; open: same ten actions")
+    ax.set_title("exponents (open: same ten)")
 
 
 study = Study(
