@@ -20,6 +20,15 @@ of one run. Learning rate, steps and duels were chosen from runs of INPO, XPO, o
 then timed both sides of most rows, and its numbers were seen before the full run: SE-POPO (whose fits on the pool take
 a minute) and ONPO (two fits a round) were left out for their cost, RSPO took their place; nothing else was changed.
 
+Found. With cyclic raters the trained ranking is reproducible (one seed with the others: tau .89) and the pool predicts
+it: tau .71 [.29, .79] on log-linear policies, .36 [.21, .57] on tables. It names the methods to avoid: iterative DPO,
+XPO and online DPO, which fit a reward to raters that have none, are worst on both sides; among the others the order on
+the pool says little. All end further from the equilibrium than the untrained model. With the reward
+nothing is there to predict: after 1,152 duels the methods are within noise of each other (one seed with the others:
+.02), and tau is -.43 [-.79, .36] and .14 [-.36, .43]. The log-linear pool puts iterative DPO last, training puts it
+first (we did not separate why). The sizes of gaps on a pool, fitted to the argmin over few candidates, are not those
+after training either.
+
 What differs from a real preflight: it is the toy; all rows get one learning rate.
 """
 
@@ -249,7 +258,7 @@ class Agreement:
         return Verdict(self.name, self.source, f"> {self.value:g}", tau, low, high, verdict)
 
 
-GUESS = "our guess beforehand"
+GUESS = "our guess"
 claims = tuple(
     Agreement(f"{annotator}, {side}: tau above {value:g}", GUESS, {"annotator": annotator, "side": side}, value)
     for annotator in ANNOTATORS
@@ -275,7 +284,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         ax.axhline(float(start["value"].to_numpy().mean()), color="0.5", linewidth=0.8)
         told = [f"{p.replace('_', '-')}: {agreement(frame, annotator, f'pool, {p}')[0]:.2f}" for p in POLICIES]
         ceiling = reliability(frame, annotator)[0]
-        ax.set_title(f"({letter}) {annotator}\ntau {', '.join(told)} (one seed with the others: {ceiling:.2f})")
+        ax.set_title(f"({letter}) {annotator}\ntau {', '.join(told)}\none seed with the others: {ceiling:.2f}")
         ax.set_xlabel(f"{metric.replace('_', ' ')} on the pool, log-linear policies")
         ax.set_ylabel(f"{metric.replace('_', ' ')} after training\n(grey: before)")
     plotting.legend_above(figure, axes[0, 0])
