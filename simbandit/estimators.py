@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from simbandit.data import Duels
-from simbandit.solvers import Local, Solution, minimise, minimise_lbfgs, newton_local, project_ball
+from simbandit.solvers import Local, Proposal, Solution, minimise, minimise_lbfgs, newton_local, project_ball
 from simbandit.types import Contexts, Feedback, Info, Setting
 
 NEWTON_DIM = 128
@@ -32,7 +32,7 @@ class Fit(NamedTuple):
 
 
 def _fit(
-    solution: Solution, newton: Callable[[], tuple[Tensor, Tensor]], z: Tensor, observed: Tensor | float = 1.0
+    solution: Solution, newton: Callable[[], Proposal], z: Tensor, observed: Tensor | float = 1.0
 ) -> Fit:
     """Converged only where a further Newton step would leave every observed margin <theta, z_u> where it is: on
     separable data the gradient vanishes while margins grow by about 1 a step. Asked only where a margin is that
@@ -40,7 +40,7 @@ def _fit(
     converged = solution.converged
     margins = batched_product(z, solution.argmin[..., None]).squeeze(-1)
     if bool(((margins * observed).abs() > SATURATED).any()):
-        moved = (batched_product(z, newton()[0][..., None]).squeeze(-1) * observed).abs().amax(-1)
+        moved = (batched_product(z, newton().step[..., None]).squeeze(-1) * observed).abs().amax(-1)
         converged = converged & (moved <= 1e-3)
     return Fit(solution.argmin, solution.residual, converged, solution.iterations)
 

@@ -62,7 +62,7 @@ def test_a_step_is_the_exact_maximiser_of_log_det_along_it(kind):
         return -float(np.linalg.slogdet((z.T * new) @ z)[1])
 
     low = -w[moved] / (1 - w[moved])
-    best = minimize_scalar(log_det, bounds=(low, 0.9), method="bounded", options={"xatol": 1e-10})
+    best: Any = minimize_scalar(log_det, bounds=(low, 0.9), method="bounded", options={"xatol": 1e-10})
     np.testing.assert_allclose(after, (1 - best.x) * w + best.x * np.eye(len(w))[moved], atol=1e-6)
     assert (after[moved] > w[moved]) == (kind == "toward")
     assert (after[moved] == 0.0) == (kind == "drop")

@@ -58,7 +58,6 @@ def job(folder: Path, accumulate: int, distributed: bool) -> dict[str, Any]:
         "responses": catalogue.state(),
         "weights": torch.cat([w.flatten() for w in final.weights]).tolist(),
         "questions": judge.questions,
-        "fits": sorted(p.name for p in (folder / "checkpoints").iterdir()),
     }
 
 
