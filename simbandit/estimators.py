@@ -31,9 +31,7 @@ class Fit(NamedTuple):
     iterations: Tensor
 
 
-def _fit(
-    solution: Solution, newton: Callable[[], Proposal], z: Tensor, observed: Tensor | float = 1.0
-) -> Fit:
+def _fit(solution: Solution, newton: Callable[[], Proposal], z: Tensor, observed: Tensor | float = 1.0) -> Fit:
     """Converged only where a further Newton step would leave every observed margin <theta, z_u> where it is: on
     separable data the gradient vanishes while margins grow by about 1 a step. Asked only where a margin is that
     large."""
