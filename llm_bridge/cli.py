@@ -182,9 +182,8 @@ def _train(command: Train) -> None:
     policy = _policy(command, training=Training(steps, minibatch=command.minibatch, progress=True), lora=command.lora)
     policy = dataclasses.replace(policy, checkpoints=command.output / "checkpoints")
     print(f"{command.algorithm}: {algorithm}")
-    fresh = algorithm.data == "fresh"
-    run = plans.Run(command.rounds, command.batch_size, command.steps, command.minibatch, command.evaluation, fresh)
-    print(plans.longest(policy, run))
+    run = plans.Run(command.rounds, command.batch_size, command.steps, command.minibatch, command.evaluation)
+    print(plans.longest(policy, run.under(algorithm)))
     if command.dry_run:
         return
     judge = Cached(named_judge(command.judge), command.output / "answers.jsonl", distributed=policy.distributed)

@@ -187,7 +187,8 @@ class Train:
     output: Path
     """Folder of the trained model, its curve (curve.csv), checkpoints and the judge's answers."""
     algorithm: str = "inpo"
-    """A direct algorithm of the registry: inpo, online_dpo, xpo, sail_pp, sppo, ..."""
+    """Any direct algorithm of the registry: inpo, online_dpo, xpo, ipo_md, selm, copo, ... (see `simbandit list`),
+    or gshf_dpo and its kin."""
     prompts: Path | None = None
     """JSONL or Parquet with "prompt"; default: prompts.jsonl in the model's folder."""
     limit: int | None = None

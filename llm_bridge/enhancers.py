@@ -1,9 +1,9 @@
-"""Players that draw where responses cannot be listed: GSHF's enhancers as they are run on language models.
+"""Players that draw where responses cannot be listed: GSHF's enhancers as they are run on language models, and those of
+`simbandit.algorithms.players` whose exact laws need a list of all responses (`sampled` says which stands for which).
 
-Each is a player of a `Direct` row, as those of `simbandit.algorithms.players` are, whose exact laws need a list of all
-responses. A response is a function of one uniform here too: what else it takes comes from a stream keyed by it.
-GSHF (2312.11456) has the enhancer maximise uncertainty; its authors' practice on language models (there and in
-2405.07863) replaces that by the laws below, for which the theorem is not proved.
+Each is a player of a `Direct` row. A response is a function of one uniform here too: what else it takes comes from a
+stream keyed by it. GSHF (2312.11456) has the enhancer maximise uncertainty; its authors' practice on language models
+(there and in 2405.07863) replaces that by the laws below, for which the theorem is not proved.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from llm_bridge.catalogue import prompt_numbers
 from llm_bridge.decoding import stream
 from llm_bridge.policy import LMPolicy
 from llm_bridge.scoring import sequence_log_probs
-from simbandit.algorithms.players import Best, Cast, Mixed, Player, policy_of
+from simbandit.algorithms.players import Best, Cast, Mixed, Player, Tilt, policy_of
 
-Tokens = Sequence[int]
+GREEDY = 1e-9
+"""A nucleus of this mass holds the likeliest token alone."""
 
 
 class Scoring(Protocol):
@@ -115,6 +116,68 @@ class Rejection:
 
 
 @dataclass(frozen=True)
+class Resampled:
+    """Sampling importance resampling of pi_t^current pi_ref^reference / Z, the law of `players.Tilt` over whole
+    responses: one of n draws of pi_t, with probability proportional to pi_t^(current - 1) pi_ref^reference.
+
+    Deviation: exact as n grows, with an error in total variation of order Var(w) / n, w the weights over their mean;
+    with few draws it lies nearer to pi_t. IPO-MD (2403.08635) and Nash-MD (2312.00886) mix logits token by token
+    instead, which is another law than the mixture of responses that their analysis is of.
+    """
+
+    current: float
+    reference: float
+    n: int = 16
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"n: must be at least 1, got {self.n}")
+
+    def policy(self, cast: Cast) -> Any:
+        current, reference = _lm(cast.current, self), _lm(cast.reference, self)
+
+        def chosen(x: list[int], uniforms: list[float]) -> list[tuple[int, ...]]:
+            drawn = _groups(current, x, uniforms, self.n)
+            mine, other = (_log_probs(lm, x, drawn) for lm in (current, reference))
+            edges = torch.softmax((self.current - 1) * mine + self.reference * other, dim=-1).cumsum(-1)
+            coins = torch.tensor([[float(stream(u, 1, "resampled")[0])] for u in uniforms], dtype=torch.float64)
+            at = torch.searchsorted(edges, coins * edges[:, -1:], right=True).clamp_max(self.n - 1)
+            return [group[i] for group, i in zip(drawn, at[:, 0].tolist(), strict=True)]
+
+        return _Drawn(current, chosen)
+
+
+@dataclass(frozen=True)
+class Likeliest:
+    """The likeliest under pi_t of its greedy response (token by token) and n draws, instead of that of all responses
+    (the player "argmax").
+
+    Deviation: the likeliest response of all may be missed; what is found is at least as likely as greedy decoding's,
+    which alone it is with n = 0.
+    """
+
+    n: int = 8
+
+    def __post_init__(self) -> None:
+        if self.n < 0:
+            raise ValueError(f"n: must be at least 0, got {self.n}")
+
+    def policy(self, cast: Cast) -> Any:
+        lm = _lm(cast.current, self)
+
+        def chosen(x: list[int], uniforms: list[float]) -> list[tuple[int, ...]]:
+            distinct = list(dict.fromkeys(x))
+            greedy = dict(zip(distinct, lm.generate(distinct, [0.0] * len(distinct), top_p=GREEDY), strict=True))
+            if self.n == 0:
+                return [greedy[i] for i in x]
+            drawn = [[greedy[i], *group] for i, group in zip(x, _groups(lm, x, uniforms, self.n), strict=True)]
+            best = _log_probs(lm, x, drawn).argmax(-1)
+            return [group[i] for group, i in zip(drawn, best.tolist(), strict=True)]
+
+        return _Drawn(lm, chosen)
+
+
+@dataclass(frozen=True)
 class Among:
     """A mixture in probability of players, decided draw by draw: of checkpoints, with "current", "previous",
     `Held(every)` and "reference". weights: None for equal ones."""
@@ -156,7 +219,30 @@ def sampled(player: Player) -> Player:
             return BestOfDraws(n, worst)
         case Mixed(reference=weight):
             return Among(("current", "reference"), (1 - weight, weight))
+        case Tilt(current=a, reference=b) if (a, b) not in ((1, 0), (0, 1)):
+            return Resampled(a, b)
+        case "argmax":
+            return Likeliest()
+        case "uniform":
+            raise ValueError("players: 'uniform' draws from the list of all responses, which a language model has not")
     return player
+
+
+def effort(player: object) -> tuple[int, int]:
+    """How many responses a player draws, and of how many log-probabilities it asks, to give one (at most)."""
+    match player:
+        case BestOfDraws(n=n, scorer=scorer):
+            return n, 2 * n if scorer is None else 0
+        case Rejection(n=n, scorer=scorer):
+            return n + 1, 2 * (n + 1) if scorer is None else 0
+        case Resampled(n=n):
+            return n, 2 * n
+        case Likeliest(n=n):
+            return n + 1, n + 1 if n else 0
+        case Among(players=players):
+            draws, asked = zip(*(effort(sampled(member)) for member in players), strict=True)
+            return max(draws), max(asked)
+    return 1, 0
 
 
 # ------------------------------------------------------------------------------------------------------------ inside
@@ -211,12 +297,16 @@ def _scores(
         texts = [decode(list(r), skip_special_tokens=True) for r in responses]
         scores = scorer([(read.prompt_text(i), text) for i, text in zip(owners, texts, strict=True)])
         return torch.tensor(scores, dtype=torch.float64).view(-1, n)
-    prompts = [current.catalogue.prompts[i] for i in owners]
-    mine, other = (
-        sequence_log_probs(lm.model, prompts, responses, token_budget=lm.token_budget).double().cpu()
-        for lm in (current, reference)
-    )
-    return (mine - other).view(-1, n)
+    return _log_probs(current, x, drawn) - _log_probs(reference, x, drawn)
+
+
+def _log_probs(lm: LMPolicy, x: list[int], drawn: list[list[tuple[int, ...]]]) -> Tensor:
+    """(B, n)."""
+    n = len(drawn[0])
+    prompts = [lm.catalogue.prompts[i] for i in x for _ in range(n)]
+    responses = [r for group in drawn for r in group]
+    scores = sequence_log_probs(lm.model, prompts, responses, token_budget=lm.token_budget)
+    return scores.double().cpu().view(-1, n)
 
 
 GSHF_DPO: dict[str, tuple[Player, Player]] = {

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from llm_bridge.batches import unwrapped
+from llm_bridge.enhancers import effort
 from llm_bridge.policy import LMPolicy
 from llm_bridge.scoring import sequence_log_probs
+from simbandit.algorithms.direct import Data, Direct
 
 ACTIVATION_BYTES = 34  # a token, layer and hidden unit in 16 bits, without attention maps: 2205.05198, eq. 2
 TRAINED_PASSES = 3  # a forward and a backward pass, the latter of about two forward ones
@@ -59,27 +61,51 @@ class Size:
 
 @dataclass(frozen=True)
 class Run:
-    """A training run as `llm-bridge train` makes it. fresh: the algorithm fits to this round's duels only; otherwise
-    every round scores all duels so far once more. evaluation: responses judged every round, and before the first."""
+    """A training run as `llm-bridge train` makes it. evaluation: responses judged every round, and before the first.
+
+    data: a fit sees this round's duels, "all" so far (each scored once more every round), or, "offline", all at once.
+    fits: a round. draws: responses drawn a duel, those among which a player chooses too; weighed: log-probabilities
+    asked for to choose; singles: responses a duel that a bonus sees beside the pair.
+    """
 
     rounds: int
     batch_size: int
     steps: int
     minibatch: int | None = None
     evaluation: int = 0
-    fresh: bool = True
     accumulate: int = 16384
+    data: Data = "fresh"
+    fits: int = 1
+    draws: int = 2
+    weighed: int = 0
+    singles: int = 0
+
+    def under(self, row: Direct) -> Run:
+        """The same run of this row (`rows.direct_row`), which states its own number of steps, if it does."""
+        players: list[Any] = ["reference"] * 2 if row.offline else list(row.players)
+        own = row.bonus is not None and row.calibration not in ("first", "second")
+        work = [effort(player) for player in [*players, *([row.calibration] * own)]]
+        return dataclasses.replace(
+            self,
+            steps=self.steps if row.descent is None else row.descent.steps,
+            data=row.data,
+            fits=row.passes + row.optimistic,
+            draws=sum(draws for draws, _ in work),
+            weighed=sum(weighed for _, weighed in work),
+            singles=int(own),
+        )
 
     def responses(self) -> dict[str, int]:
         """How many responses are drawn, scored and trained on (passes, forward and backward together), and questions to
         the judge. Upper bounds: equal responses are scored once, a duel of equal ones is not trained on."""
         T, B, E = self.rounds, self.batch_size, self.evaluation
-        seen = [B if self.fresh else t * B for t in range(1, T + 1)]  # duels of a fit
-        judged = E * (T + 1)
+        duels = {"fresh": [B] * T, "all": [t * B for t in range(1, T + 1)], "offline": [B * T]}[self.data]
+        judged, each = E * ((1 if self.data == "offline" else T) + 1), 2 + self.singles
         return {
-            "drawn": 2 * B * T + judged + (E if E else 0),
-            "scored": 2 * (B * T + sum(seen)) + 2 * judged,  # the reference once; the policy before every fit
-            "trained": sum(self.steps * 2 * min(self.minibatch or n, n) for n in seen),
+            "drawn": self.draws * B * T + judged + E,
+            # the reference once; the policy before every fit, which at the first is the reference
+            "scored": each * (B * T + self.fits * sum(duels) - duels[0]) + self.weighed * B * T + 2 * judged,
+            "trained": self.fits * sum(self.steps * each * min(self.minibatch or n, n) for n in duels),
             "asked": B * T + judged,
         }
 
@@ -151,9 +177,11 @@ class Plan:
     def __str__(self) -> str:
         run, tokens, memory = self.run, self.tokens, self.memory
         minibatch = "" if run.minibatch is None else f" on {run.minibatch}"
-        data = "fresh duels" if run.fresh else "all duels so far"
+        data = {"fresh": "fresh duels", "all": "all duels so far", "offline": "all duels at once"}[run.data]
+        fits = "" if run.fits == 1 else f"{run.fits} fits of "
+        when = "" if run.data == "offline" else " a round"
         lines = [
-            f"{run.rounds} rounds x {run.batch_size} duels, {run.steps} optimiser steps a round{minibatch}, {data}",
+            f"{run.rounds} rounds x {run.batch_size} duels, {fits}{run.steps} optimiser steps{when}{minibatch}, {data}",
             f"{self.size.parameters:,} parameters, {self.size.trainable:,} trained; {self.prompt:.0f} + "
             f"{self.response:.0f} tokens a prompt and response",
             "tokens: " + ", ".join(f"{name} {n:.3g}" for name, n in tokens.items()) + f"; {self.flops:.2g} FLOPs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from llm_bridge.diagnosis import explains, judge_test, judged, rank_agreement, r
 from llm_bridge.oracles import Cached, Judge
 from llm_bridge.plans import Plan
 from llm_bridge.policy import LMPolicy
+from llm_bridge.rows import direct_row
 from simbandit import algorithms
 from simbandit.algorithms.direct import Direct
 from simbandit.guarantees.statistics import LEVEL, mean_interval, paired_difference_interval
@@ -39,7 +41,7 @@ class Preflight:
     frame: long, a row per algorithm, kl_coef, replicate and recorded round; metric is "suboptimality" where a reward
     explains the judge, else "duality_gap". judge: what the judge and the pool are like. start: the reference's own gap
     by kl_coef. cost: of the restriction to K candidates, by K. warnings: by name of algorithm. plans: of the real run,
-    for algorithms on fresh and on all duels, by their names.
+    for the algorithms that cost the same, by their names.
     """
 
     frame: pd.DataFrame
@@ -369,18 +371,17 @@ def step_warnings(name: str, algorithm: Any, kl_coef: float, frequency: float) -
 def _planned(
     policy: LMPolicy, methods: dict[str, Any], run: plans.Run, question: float, flop_rate: float | None
 ) -> dict[str, Plan]:
-    """For direct rows on fresh duels, and on all duels so far: one plan each, if such a row was asked for."""
+    """For every direct row that was asked for, those of equal cost together."""
     rates, prompt, response = plans.measured(policy, question=question)
-    kinds = sorted({a.data == "fresh" for a in methods.values() if isinstance(a, Direct)}, reverse=True) or [True]
+    if policy.training is not None:
+        run = dataclasses.replace(run, accumulate=policy.training.accumulate)
+    rows = {name: run.under(direct_row(name)) for name, method in methods.items() if isinstance(method, Direct)}
     found = {}
-    for fresh in kinds:
-        whose = [name for name, a in methods.items() if isinstance(a, Direct) and (a.data == "fresh") == fresh]
-        accumulate = 16384 if policy.training is None else policy.training.accumulate
-        planned = plans.Run(run.rounds, run.batch_size, run.steps, run.minibatch, run.evaluation, fresh, accumulate)
+    for planned in dict.fromkeys(rows.values()) or [run]:
         plan = Plan(planned, plans.Size.of(policy.model), prompt, response, rates)
         if flop_rate is not None:
             plan = Plan(planned, plan.size, prompt, response, plans.given(flop_rate, plan, question))
-        found[", ".join(whose) or "any direct row"] = plan
+        found[", ".join(name for name in rows if rows[name] == planned) or "any direct row"] = plan
     return found
 
 

@@ -8,33 +8,32 @@ from llm_bridge.enhancers import GSHF_DPO, sampled
 from simbandit import algorithms
 from simbandit.algorithms.direct import Direct, Expected
 
-NEED_A_LIST = {
-    "copo": "counts every response of a finite world",
-    "ipo_md": "draws from a geometric mixture of whole responses",
-    "selm": "takes the likeliest of all responses",
-}
-"""Rows that a sampled LM cannot run, and why; an `EnumerableLM` runs them."""
-
 
 def direct_row(name: str, **hyperparameters: Any) -> Direct:
-    """`simbandit.algorithms.create` with proximal=0, and bonuses that are expectations over all responses estimated by
-    one draw a duel (`calibration`), which is what is done with language models; players that are computed from a list
-    of all responses are drawn instead. The names of `enhancers.GSHF_DPO` are rows here too.
+    """`simbandit.algorithms.create` with proximal=0 and nothing that lists responses. The names of `enhancers.GSHF_DPO`
+    are rows here too.
 
-    Raises ValueError for rows that are not direct, or need a list of all responses.
+    Deviations: a bonus's expectation over a player's law is estimated by one draw a duel (vpo, copo, hypo, spac), which
+    is what is done with language models. Players that are computed from a list are drawn (`enhancers.sampled`):
+    ipo_md's geometric mixture by importance resampling among 16 draws of pi_t, selm's likeliest response as the
+    likeliest of the greedy one and 8 draws. copo counts whole responses by their number in the catalogue; where the
+    same words are hardly said twice, every count is 0 or 1 and weighs 1, so that the bonus no longer tells the rare
+    from the known (the paper's coin-flip network generalises between responses).
+
+    Raises ValueError for rows that are not direct.
     """
-    if name in NEED_A_LIST:
-        raise ValueError(f"name: {name} {NEED_A_LIST[name]}; run it on an EnumerableLM or on a candidate pool")
     if name in GSHF_DPO:
         return direct_row("online_dpo", **({"players": GSHF_DPO[name]} | hyperparameters))
     registered = algorithms.create(name)
     if not isinstance(registered, Direct):
         raise ValueError(f"name: {name} is model-based, it needs features and candidates: run it on a candidate pool")
-    given: dict[str, Any] = {"proximal": 0.0}
-    if isinstance(registered.calibration, Expected):
-        given["calibration"] = registered.calibration.player
-    players = hyperparameters.get("players", registered.players)
-    given |= hyperparameters | {"players": tuple(sampled(player) for player in players)}
+    given: dict[str, Any] = {"proximal": 0.0, "players": registered.players, "calibration": registered.calibration}
+    given |= hyperparameters
+    if isinstance(given["calibration"], Expected):
+        given["calibration"] = given["calibration"].player
+    given["players"] = tuple(map(sampled, given["players"]))
+    if given["calibration"] not in ("first", "second"):
+        given["calibration"] = sampled(given["calibration"])
     algorithm = algorithms.create(name, **given)
     assert isinstance(algorithm, Direct)
     return algorithm
@@ -42,7 +41,7 @@ def direct_row(name: str, **hyperparameters: Any) -> Direct:
 
 def names() -> list[str]:
     """The direct rows that train a sampled LM."""
-    return [*(name for name in algorithms.names() if _direct(name) and name not in NEED_A_LIST), *GSHF_DPO]
+    return [*(name for name in algorithms.names() if _direct(name)), *GSHF_DPO]
 
 
 def _direct(name: str) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from simbandit import losses
 from simbandit.algorithms.dynamics import WORST_FREQUENCY, StepLimit, warn_unstable
 from simbandit.algorithms.players import Cast, Player, held_of, policy_of
-from simbandit.algorithms.record import Entries, Record, every_action, every_pair, shared, win_rate_labels
+from simbandit.algorithms.record import Entries, Plays, Record, every_action, every_pair, shared, win_rate_labels
 from simbandit.algorithms.row_checks import check_row
 from simbandit.draws import Round
 from simbandit.objective import Descent, DuelObjective, PairLogProbs, Term
@@ -64,8 +64,7 @@ class _State:
     reference: Policy
     record: Record
     held: dict[int, Policy]
-    played: Tensor | None
-    coins: Tensor | None
+    plays: Plays | None
     updates: int = 0
     asked: int = 0
 
@@ -183,13 +182,10 @@ class Direct:
         )
         start = setting.policy
         held = held_of((*self.players, self.calibration, getattr(self.calibration, "player", None)), start)
-        played = coins = None
+        plays = None
         if self.weighting in ("rarity", "coin_flip"):
-            if setting.contexts is None:
-                raise ValueError(f"weighting: {self.weighting!r} counts actions and needs a finite world (n_contexts=)")
-            played = torch.zeros_like(setting.contexts.ref_log_probs)
-            coins = played.new_zeros(*played.shape, COINS) if self.weighting == "coin_flip" else None
-        return _State(setting, start, start, start, start, record, held, played, coins)
+            plays = Plays(setting.n_actions, COINS * (self.weighting == "coin_flip"), setting.device)
+        return _State(setting, start, start, start, start, record, held, plays)
 
     def select(self, state: _State, contexts: Contexts, draws: Round) -> Tensor:
         """Actions (R, B, 2); or, asked about exact answers, the log of the pairs' law (R, X, A, A)."""
@@ -205,7 +201,7 @@ class Direct:
     ) -> tuple[_State, Info]:
         duels = self._duels(state, contexts, actions, feedback, draws)
         state.asked += state.setting.batch_size if state.setting.feedback == "full" else feedback.shape[1]
-        self._count(state, duels, contexts.n_actions, draws)
+        self._count(state, contexts, duels, draws)
         state.record.add(contexts, duels, self._singles(state, contexts, duels, draws), logged=draws.logged)
         state.previous = state.policy
         state.kept, fit = state.kept.fit(self._objective(state, draws.t))
@@ -247,19 +243,27 @@ class Direct:
                 f"and {b} always wins ({r}th replicate of its chunk); give a bound instead of 'unbounded'"
             )
 
-    @staticmethod
-    def _count(state: _State, duels: Entries, n_actions: int, draws: Round) -> None:
+    def _count(self, state: _State, contexts: Contexts, duels: Entries, draws: Round) -> None:
         """How often each action has been played, and the signs that it was dealt."""
-        if state.played is None:
+        if state.plays is None:
             return
-        cell = (duels.row[..., None] * n_actions + duels.actions).flatten(1)
+        number = self._numbers(state, contexts, duels.row).repeat_interleave(2, dim=1)
         said = duels.weight if state.setting.feedback == "full" else torch.ones_like(duels.weight)
-        said = said.repeat_interleave(2, dim=1)
-        state.played.view(cell.shape[0], -1).scatter_add_(1, cell, said)
-        if state.coins is not None:
-            signs = 2.0 * (draws.uniform("coins", cell.shape[1], COINS) < 0.5) - 1
-            at = cell[..., None].expand(signs.shape)
-            state.coins.view(cell.shape[0], -1, COINS).scatter_add_(1, at, said[..., None] * signs)
+        signs = said.new_zeros(*number.shape, 0)
+        if self.weighting == "coin_flip":
+            signs = 2.0 * (draws.uniform("coins", number.shape[1], COINS) < 0.5) - 1
+        state.plays.add(number, duels.actions.flatten(1), said.repeat_interleave(2, dim=1), signs)
+
+    def _numbers(self, state: _State, contexts: Contexts, row: Tensor) -> Tensor:
+        """Which contexts these rows are, whenever they come: of the pool, or prompts of a language model."""
+        if state.setting.contexts is not None:
+            return row
+        if contexts.index is None:
+            raise ValueError(
+                f"weighting: {self.weighting!r} counts actions and needs a finite world (n_contexts=), or contexts "
+                "with numbers"
+            )
+        return contexts.index.gather(1, row)
 
     def _cast(self, state: _State) -> Cast:
         return Cast(state.policy, state.previous, state.setting.policy, state.held)
@@ -373,16 +377,8 @@ class Direct:
         weight = drawn.weight
         if self.weighting == "mean":
             weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-300)
-        elif state.played is not None:
-            played, replicate = (
-                state.played.clamp_min(1.0),
-                torch.arange(weight.shape[0], device=weight.device)[:, None],
-            )
-            rarity = played.rsqrt()
-            if state.coins is not None:  # what has never been played has the network's prior, 1
-                average = (state.coins / played[..., None]).square().mean(-1).sqrt()
-                rarity = torch.where(state.played > 0, average, 1.0)
-            weight = weight * rarity[replicate, drawn.row, drawn.actions[..., 0]]
+        elif state.plays is not None:
+            weight = weight * state.plays.rarity(self._numbers(state, contexts, drawn.row), drawn.actions[..., 0])
         return drawn._replace(weight=weight)
 
     def _anchored(self, state: _State, parameters: dict[str, float]) -> Callable[[Contexts], Tensor]:

@@ -112,6 +112,42 @@ class _Grid:
         self.mass.scatter_add_(1, cell, entries.weight * entries.label)
 
 
+class Plays:
+    """How often each response has been played, N(x, a), per replicate: what was never played takes no room, so the
+    responses need not be listed. With `coins`, every play is dealt so many random signs, and their sums are kept.
+
+    number (R, n): of contexts; actions (R, n); weight (R, n); signs (R, n, coins).
+    Complexity: an addition sorts the distinct responses so far, a question is a binary search.
+    """
+
+    def __init__(self, n_actions: int, coins: int, device: torch.device):
+        self.n_actions = n_actions
+        self.cells = torch.empty(0, dtype=torch.int64, device=device)  # ascending
+        self.sums = torch.empty(0, 1 + coins, dtype=torch.float64, device=device)
+
+    def add(self, number: Tensor, actions: Tensor, weight: Tensor, signs: Tensor) -> None:
+        new = torch.cat([weight[..., None], weight[..., None] * signs], dim=-1).flatten(0, 1)
+        both = torch.cat([self.cells, self._cell(number, actions).flatten()])
+        self.cells, place = torch.unique(both, return_inverse=True)
+        sums = new.new_zeros(len(self.cells), new.shape[-1])
+        self.sums = sums.index_add_(0, place, torch.cat([self.sums, new]))
+
+    def rarity(self, number: Tensor, actions: Tensor) -> Tensor:
+        """N(x, a)^-1/2 (R, n), or the root mean square of the coins' averages; 1 for what was never played."""
+        cell = self._cell(number, actions)
+        at = torch.searchsorted(self.cells, cell).clamp_max(len(self.cells) - 1)
+        held = torch.where((self.cells[at] == cell)[..., None], self.sums[at], 0.0)
+        count = held[..., 0].clamp_min(1.0)
+        if held.shape[-1] == 1:
+            return count.rsqrt()
+        average = (held[..., 1:] / count[..., None]).square().mean(-1).sqrt()
+        return torch.where(held[..., 0] > 0, average, 1.0)  # a coin-flip network's prior
+
+    def _cell(self, number: Tensor, actions: Tensor) -> Tensor:
+        replicate = torch.arange(len(number), device=number.device)[:, None]
+        return (number * self.n_actions + actions) * len(number) + replicate
+
+
 def _entries(held: _Grid | Duels) -> Entries:
     if isinstance(held, _Grid):
         return Entries(held.row, held.actions, held.weight, held.mass / held.weight.clamp_min(1e-300))

@@ -15,7 +15,7 @@ from llm_bridge import LMPolicy, loading
 from llm_bridge.cli import main
 from llm_bridge.commands import Train
 from llm_bridge.preflight import FACTORS
-from llm_bridge.rows import NEED_A_LIST, direct_row
+from llm_bridge.rows import direct_row
 from simbandit.algorithms import create
 from simbandit.algorithms import names as registered
 from simbandit.algorithms.direct import Direct
@@ -167,15 +167,11 @@ def test_the_line_of_the_readme_runs(toy, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", [n for n in registered() if isinstance(create(n), Direct)])
-def test_train_takes_every_direct_row_or_says_why_not(toy, tmp_path, prompts, capsys, name):
-    """A dry run, and one real step of two duels; the rows that need a list of all responses are refused with the
-    reason and the way out."""
+def test_train_takes_every_direct_row(toy, tmp_path, prompts, capsys, name):
+    """A dry run, and one real step of two duels."""
     command = ["train", "--model", toy, "--prompts", prompts, "--judge", "toy:true", "--algorithm", name]
     small = ["--rounds", 1, "--batch-size", 2, "--steps", 1, "--evaluation", 2, "--max-new-tokens", 5]
     arguments = [str(a) for a in [*command, *small, "--output", tmp_path / "out"]]
-    if name in NEED_A_LIST:
-        assert "run it on an EnumerableLM or on a candidate pool" in failing(capsys, *arguments)
-        return
     main([*arguments, "--dry-run"])
     assert f"{name}: Direct(" in capsys.readouterr().out
     main(arguments)

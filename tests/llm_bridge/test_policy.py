@@ -14,6 +14,7 @@ from llm_bridge import EnumerableLM, LMPolicy, Training, loading, rows
 from llm_bridge import training as training_module
 from llm_bridge.catalogue import Catalogue, TextWorld
 from llm_bridge.decoding import decode
+from llm_bridge.enhancers import Likeliest
 from simbandit import algorithms
 from simbandit.draws import Draws
 from simbandit.objective import Descent
@@ -91,9 +92,19 @@ def test_a_sampled_lm_draws_and_scores_what_the_enumerated_one_does(twins):
     torch.testing.assert_close(scores, listed.table.detach()[0, numbers[0], expected[0]], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["online_dpo", "inpo"])
-def test_one_fit_is_the_enumerated_ones(twins, name):
-    """The same steps of gradient descent on the same duels move the law to the same place."""
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("online_dpo", {}),
+        ("inpo", {}),
+        ("copo", {"calibration": "reference"}),
+        ("copo", {"calibration": "reference", "weighting": "coin_flip"}),
+        ("selm", {}),
+    ],
+)
+def test_one_fit_is_the_enumerated_ones(twins, name, changes):
+    """The same steps of gradient descent on the same duels move the law to the same place; so they do with copo's
+    counts, over numbers of the list here and numbers of the catalogue there, and with selm's likeliest response."""
     listed, sampled = twins
     steps = Descent(6, 0.05, optimiser="sgd")
     sampled = dataclasses.replace(sampled, training=Training(clip=1e9))
@@ -116,12 +127,13 @@ def test_one_fit_is_the_enumerated_ones(twins, name):
             both = [torch.tensor([i]) for i in ids]
             return bound.prob(Contexts(index=contexts.index, pool=pool), both[0], both[1])
 
-    algorithm = algorithms.create(name, proximal=0.0, descent=steps)
+    algorithm = algorithms.create(name, proximal=0.0, descent=steps, **changes)
+    drawn = {"calibration": Likeliest(100)} if name == "selm" else {}
     options: dict[str, Any] = {"rounds": 3, "batch_size": 20, "metrics": ["queries"]}
     one = simulate(Problem(world, BradleyTerry(), 0.5), algorithm, policy=listed, **options).policy
     other = simulate(
         Problem(sampled.world(reward_range=(-1.0, 1.0)), cast(Any, Same(sampled.catalogue)), 0.5),
-        algorithm,
+        cast(Any, rows.direct_row(name, descent=steps, **changes, **drawn)),
         policy=sampled,
         **options,
     ).policy
@@ -199,14 +211,7 @@ def test_every_direct_row_trains_an_lm(twins, name):
     assert max(moved) > 1e-6
 
 
-def test_rows_that_need_a_list_say_so(twins):
-    _, sampled = twins
-    problem = Problem(sampled.world(), cast(Any, Listed(sampled.catalogue)), 0.3)
-    for name in rows.NEED_A_LIST:
-        with pytest.raises(ValueError, match=f"name: {name} .*EnumerableLM"):
-            rows.direct_row(name)
-        with pytest.raises((TypeError, ValueError), match=r"list|finite world"):
-            simulate(problem, algorithms.create(name, proximal=0.0), rounds=1, policy=sampled, metrics=["queries"])
+def test_what_is_no_direct_row_says_so():
     with pytest.raises(ValueError, match="gshf_online is model-based"):
         rows.direct_row("gshf_online")
     with pytest.raises(ValueError, match="no algorithm is called"):

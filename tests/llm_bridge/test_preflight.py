@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
-from llm_bridge import EnumerableLM, LMPolicy, Training, diagnosis, gaps, plans, rows
+from llm_bridge import EnumerableLM, LMPolicy, Training, diagnosis, enhancers, gaps, plans, rows
 from llm_bridge import oracles as judges
 from llm_bridge import policy as policies
 from llm_bridge import preflight as pages
@@ -352,7 +352,19 @@ def test_a_preflight_predicts_the_simulators_numbers(toy):
 # ---------------------------------------------------------------------------------------------------- what it costs
 
 
-@pytest.mark.parametrize(("name", "minibatch"), [("inpo", None), ("online_dpo", 5)])
+@pytest.mark.parametrize(
+    ("name", "minibatch"),
+    [
+        ("inpo", None),
+        ("online_dpo", 5),
+        ("dpo", None),
+        ("sail_pp", None),
+        ("onpo", None),
+        ("ipo_md", None),
+        ("selm", None),
+        ("gshf_dpo_rejection", None),
+    ],
+)
 def test_a_plan_counts_what_a_run_does(toy, monkeypatch, name, minibatch):
     """Responses drawn, scored and trained on, and questions, against a run that is watched; equal responses, which are
     scored once, keep the counts from being exact."""
@@ -368,7 +380,8 @@ def test_a_plan_counts_what_a_run_does(toy, monkeypatch, name, minibatch):
         return score(model, prompts, *rest, gradients=gradients, **options)
 
     monkeypatch.setattr(policies, "decode", watched_decode)
-    monkeypatch.setattr(policies, "sequence_log_probs", watched_score)
+    for module in (policies, enhancers):
+        monkeypatch.setattr(module, "sequence_log_probs", watched_score)
     training = Training(Descent(4, 1e-4), minibatch=minibatch)
     prompts = [f"about {noun} :" for noun in ("boat", "cow", "drum")]
     policy = LMPolicy.from_pretrained(toy, prompts, max_new_tokens=20, training=training)
@@ -384,12 +397,13 @@ def test_a_plan_counts_what_a_run_does(toy, monkeypatch, name, minibatch):
         metrics=evaluation.metrics(),
         record="all",
     )
-    run = plans.Run(3, 11, 4, minibatch, 7, row.data == "fresh")
+    run = plans.Run(3, 11, 4, minibatch, 7).under(row)
     expected = run.responses()
-    assert seen["drawn"] == expected["drawn"]
+    least = 0.85 if name == "selm" else 1.0  # a prompt's greedy response is decoded once a round
+    assert least * expected["drawn"] <= seen["drawn"] <= expected["drawn"]
     assert 0.8 * expected["trained"] <= seen["trained"] <= expected["trained"]
-    laws = 2 * 7 * 4  # the evaluation's own passes, of both policies, do not go through the scorer
-    assert 0.7 * (expected["scored"] - laws) <= seen["scored"] <= expected["scored"] - laws
+    laws = 2 * 7 * (2 if row.offline else 4)  # the evaluation's own passes do not go through the scorer
+    assert 0.8 * (expected["scored"] - laws) <= seen["scored"] <= expected["scored"] - laws
     assert 0.8 * expected["asked"] <= judge.asked <= expected["asked"]
 
 
@@ -399,10 +413,10 @@ def test_a_plans_arithmetic(toy):
     assert (size.parameters, size.held, size.layers, size.width) == (84144, 4 * 84144, 2, 48)
     plan = plans.longest(policy, plans.Run(5, 8, 3))
     assert plan.hours is None
-    assert plan.run.responses() == {"drawn": 80, "scored": 160, "trained": 240, "asked": 40}
+    assert plan.run.responses() == {"drawn": 80, "scored": 144, "trained": 240, "asked": 40}
     assert plan.tokens["trained"] == 240 * 24
     each = 2 * 84144 + 2 * 2 * 48 * 24
-    assert plan.flops == each * 24 * (80 + 160 + 3 * 240)
+    assert plan.flops == each * 24 * (80 + 144 + 3 * 240)
     rates = plans.given(1e6, plan, question=2.0)
     assert plans.dataclasses.replace(plan, rates=rates).hours == pytest.approx((plan.flops / 1e6 + 80) / 3600)
     assert plan.memory["gradient and moments"] == 3 * 4 * 84144
