@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,18 @@ from simbandit.worlds import TableWorld
 
 PART = 16  # prompts drawn, scored and stored at once
 FORMAT = 2  # of the files
+Law = Literal["draws", "reference"]
+"""The reference on a pool's candidates.
+
+"draws": each of the K draws has mass 1/K, equal ones together: the empirical law. Its expectation of anything is an
+unbiased estimate of the reference's, so the pool's problem estimates the whole one (the value of the best policy,
+kl_coef log E exp(r / kl_coef), from below), however long the texts are.
+"reference": the reference's own probabilities, renormalised over the different candidates. The optimum is then the
+whole one's, conditioned on the pool. But two texts of 30 tokens easily differ by a factor e^20 in probability, which
+says little about how good they are: nearly all mass goes to a prompt's likeliest candidate, and the KL term forbids
+to choose another. It is for short responses, and for draws at a temperature other than 1, whose empirical law is not
+the reference.
+"""
 
 
 class Encoder(Protocol):
@@ -42,19 +54,27 @@ class Encoder(Protocol):
 class Pool:
     """K draws per prompt. frame: a row per different candidate with prompt (number), prompt_text, response_text,
     tokens, drawn (how often) and draws (which of the K), ref_log_prob (not renormalised), truncated, and reward where a
-    scorer was given. states: its features before whitening, (rows, D)."""
+    scorer was given. states: its features before whitening, (rows, D). temperature: of the draws."""
 
     frame: pd.DataFrame
     states: np.ndarray
+    temperature: float = 1.0
 
     @property
     def k(self) -> int:
         return int(self.frame["drawn"].to_numpy()[self.frame["prompt"].to_numpy() == 0].sum())
 
-    def world(self, dim: int | None = 16) -> TableWorld:
+    def world(self, dim: int | None = 16, law: Law = "draws") -> TableWorld:
         """The pool as a finite world; see `candidate_pool`."""
+        if law not in ("draws", "reference"):
+            raise ValueError(f"law: must be 'draws' or 'reference', got {law!r}")
+        if law == "draws" and self.temperature != 1:
+            raise ValueError(
+                f"law: draws at temperature {self.temperature:g} do not follow the reference; take law='reference'"
+            )
         frame, features = self.frame, None if dim is None else whitened(self.states, dim)
-        ref = self.table(frame["ref_log_prob"].to_numpy(), -np.inf)
+        masses = np.log(frame["drawn"].to_numpy()) if law == "draws" else frame["ref_log_prob"].to_numpy()
+        ref = self.table(masses, -np.inf)
         return TableWorld(
             ref - np.logaddexp.reduce(ref, axis=-1, keepdims=True),
             rewards=self.table(frame["reward"].to_numpy(), 0.0) if "reward" in frame else None,
@@ -79,18 +99,20 @@ def candidate_pool(
     encoder: Encoder | None = None,
     dim: int | None = 16,
     seed: int = 0,
+    law: Law = "draws",
     temperature: float = 1.0,
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> TableWorld:
     """A world whose contexts are the policy's prompts and whose actions are up to k drawn responses each.
 
-    Drawn from the policy, which is the reference; duplicates count once, and the reference is renormalised over a
-    prompt's candidates (contexts with fewer offer fewer). scorer: true rewards. dim: features are the encoder's, by
-    default the means of the model's last hidden states over a response's tokens, centred and whitened over the pool to
-    this dimension and scaled to a mean squared norm of 1; None for none. temperature: of the draws; reference
-    log-probabilities stay those of temperature 1. folder: kept there as Parquet and safetensors by parts, so that a
-    killed build goes on where it was; the answer is the same. Texts are the world's `context_names` and `item_names`.
+    Drawn from the policy, which is the reference; equal draws are one candidate (contexts with fewer offer fewer).
+    law: the reference on the candidates, `Law`; "draws", the empirical law, by default. scorer: true rewards. dim:
+    features are the encoder's, by default the means of the model's last hidden states over a response's tokens, centred
+    and whitened over the pool to this dimension and scaled to a mean squared norm of 1; None for none. temperature: of
+    the draws; other than 1 it needs law="reference", whose probabilities stay those of temperature 1. folder: kept
+    there as Parquet and safetensors by parts, so that a killed build goes on where it was; the answer is the same.
+    Texts are the world's `context_names` and `item_names`.
     Raises ValueError where the folder holds the pool of another model, prompts or arguments.
     """
     pool = drawn_pool(
@@ -103,7 +125,7 @@ def candidate_pool(
         folder=folder,
         progress=progress,
     )
-    return pool.world(dim)
+    return pool.world(dim, law)
 
 
 def drawn_pool(
@@ -133,7 +155,7 @@ def drawn_pool(
             _write(where, start, *part)
         frames.append(part[0])
         states.append(part[1])
-    return Pool(pd.concat(frames, ignore_index=True), np.concatenate(states))
+    return Pool(pd.concat(frames, ignore_index=True), np.concatenate(states), temperature)
 
 
 def preference_table(world: TableWorld, judge: Judge) -> PreferenceTable:

@@ -152,6 +152,7 @@ def _preflight(command: Preflight) -> None:
         kl_coef=command.kl_coef,
         held=held,
         dim=command.dim,
+        law=command.law,
         rounds=command.rounds,
         batch_size=command.batch_size,
         replicates=command.replicates,

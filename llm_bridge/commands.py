@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -149,6 +149,9 @@ class Preflight:
     """Fresh draws per prompt that measure what looking at K candidates only costs; 0: do not."""
     dim: int = 8
     """Dimension of the features."""
+    law: Literal["draws", "reference"] = "draws"
+    """The reference on the candidates: as often as drawn, or its own probabilities renormalised, which for long texts
+    leave a prompt's likeliest candidate nearly alone."""
     kl_coef: float = 0.1
     """Weight of the KL term; half and twice of it are tried too."""
     rounds: int = 60

@@ -104,8 +104,9 @@ def judge_test(ref_log_probs: Any, preference: Any, budget: int, *, simulations:
 
 def restriction(pool: Pool, held: Pool | None, judge: Judge, kl_coef: float, *, rewarded: bool) -> pd.DataFrame:
     """What it costs to look at K candidates only: a row per K (powers of two up to the pool's, nested) with the gap,
-    over all responses, of the pool's own best policy, its interval over prompts, the part of it that is paid for
-    silence (`gaps.Cost`), and the effective number of held-out draws behind it, the median of prompts.
+    over all responses, of the best policy on them (the reference restricted and tilted), its interval over prompts, the
+    part of it that is paid for silence (`gaps.Cost`), and the effective number of held-out draws behind it, the median
+    of prompts.
 
     rewarded: by the frames' rewards, the suboptimality; else by the judge, the duality gap. Held out are the pool's own
     draws past the first K, and those of `held`, fresh draws of the same policy. See `gaps.restriction_cost`.

@@ -16,7 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from llm_bridge import plans
-from llm_bridge.candidates import Pool, preference_table
+from llm_bridge.candidates import Law, Pool, preference_table
 from llm_bridge.diagnosis import explains, judge_test, judged, rank_agreement, reference_gap, restriction
 from llm_bridge.oracles import Cached, Judge
 from llm_bridge.plans import Plan
@@ -182,7 +182,7 @@ class Preflight:
         if self.cost.empty:
             return ["Cost of looking at K candidates only: not measured (no held-out draws)"]
         lines = [
-            f"Cost of looking at K candidates only: {self.metric.replace('_', ' ')} of the pool's own best policy "
+            f"Cost of looking at K candidates only: {self.metric.replace('_', ' ')} of the best policy on them "
             f"against all responses, kl_coef {self.kl_coef:g}"
         ]
         for row in self.cost.to_dict("records"):
@@ -285,6 +285,7 @@ def preflight(
     kl_coef: float,
     held: Pool | None = None,
     dim: int = 8,
+    law: Law = "draws",
     rounds: int = 60,
     batch_size: int = 16,
     replicates: int = 32,
@@ -299,6 +300,7 @@ def preflight(
     pool, held: of `drawn_pool`; `held`, fresh draws (another `purpose`), measures what the restriction to the pool's
     candidates costs. Gaps are suboptimalities where the pool has rewards that explain the judge, else duality gaps of
     the game; dim: features for the model-based algorithms, and for the direct ones, which fit log-linear policies.
+    law: the reference on the candidates (`candidates.Law`).
     steps, minibatch: of the planned training run, whose rounds and batch_size are the simulated ones; flop_rate: FLOP
     per second of the machine it will run on (None: measured here). Every algorithm meets the same replicates.
     Deviation: gaps are within the pool; the cost of that is reported beside them.
@@ -310,7 +312,7 @@ def preflight(
         raise ValueError(f"names: different algorithms, at least one, got {list(names)}")
     methods = {name: algorithms.create(name) for name in names}
     cached = judge if isinstance(judge, Cached) else Cached(judge)
-    world = pool.world(dim)
+    world = pool.world(dim, law)
     oracle = preference_table(world, cached)
     preference, ref = np.asarray(oracle.preference), np.asarray(world.ref_log_probs)
     rewarded = world.rewards is not None and explains(world.rewards, ref, preference)

@@ -3,8 +3,8 @@ within the pool, what it is worth over all responses, and how wrong the linear m
 
 No paper's figure: GSHF (2312.11456) and OELHF/PELHF (2402.07314) as their registry objects, on worlds that only list
 the K = 16 responses that a language model drew for each prompt. Features are the model's last hidden states, averaged
-over a response and whitened (`llm_bridge.candidates`). The pool's reference is the empirical law of the draws; the law
-renormalised over them, which `candidate_pool` hands out, is a variant (`renormalised`).
+over a response and whitened (`llm_bridge.candidates`). The pool's reference is the empirical law of the draws, as
+`candidate_pool`'s is by default; its own probabilities, renormalised over them, are a variant (`law` "reference").
 
 `listed`: a random GPT-2 of two layers with four tokens and an end token, responses of up to 5 (1,365 of them), 4
 prompts; every replicate has a pool of its own. Since everything is listed, a learnt reward theta is judged three times:
@@ -39,10 +39,10 @@ What differs: the pools of `listed` are whitened over all responses, not over th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,18 +58,16 @@ from simbandit.guarantees import Exponent, Number, Ordering
 from simbandit.guarantees.rows import select
 from simbandit.metrics import Snapshot, kl
 from simbandit.oracles import BradleyTerry, PreferenceTable
-from simbandit.policies import gibbs, inverse_cdf, normalise
+from simbandit.policies import gibbs
 from simbandit.preferences import bilinear_mle, skew_matrix
 from simbandit.simulate import Problem, simulate
 from simbandit.study import Settings, Study, Task
-from simbandit.types import Contexts
 from simbandit.worlds import TableWorld
-from simbandit.worlds.instance import Realisation
-from studies._language import gpt2, needs_transformers
+from studies._language import needs_transformers
+from studies._pools import DrawnPools, listed
 
 KL_COEF = {"listed": 0.3, "toy": 0.2}
 K, DIM, ROUNDS, BATCH = 16, 8, 64, 16
-PROMPTS, END, GOLD_SEED = [[1], [2, 1], [3], [4, 2]], 0, 1000
 DIMS = {"listed": (2, 4, 8, 16), "toy": (2, 4, 8, 16, 32)}
 REWARDS: dict[str, Any] = {
     "GSHF online": algorithms.create("gshf_online"),
@@ -91,98 +89,12 @@ OVER_ALL = ("over all, within the pool", "over all, tilted")
 # -------------------------------------------------------------------------------------------------------------- listed
 
 
-@dataclass(frozen=True, eq=False)
-class Listed:
-    """Every response: the reference's law and the rewards (X, A), features (X, A, d)."""
-
-    ref: Tensor
-    rewards: Tensor
-    features: Tensor
-
-    @property
-    def optimum(self) -> Tensor:
-        return gibbs(self.rewards, self.ref, KL_COEF["listed"])
-
-
-@cache
-def listed(reward: str, dim: int, length: int, seed: int) -> Listed:
-    from llm_bridge.candidates import hidden_features, whitened
-    from llm_bridge.enumerable import EnumerableLM
-
-    lm, gold = (EnumerableLM(gpt2(5, window=8, seed=seed + s), PROMPTS, length, end=END) for s in (0, GOLD_SEED))
-    ref, said = lm.table[0].detach(), lm.responses()
-    states = hidden_features(lm.model, [p for p in PROMPTS for _ in said], said * len(PROMPTS))
-    features = torch.from_numpy(whitened(states.numpy(), dim)).view(*ref.shape, dim)
-    law = ref.exp() / len(PROMPTS)
-    scores = gold.table[0].detach()
-    scores = scores - (law * scores).sum()
-    scores = (scores / (law * scores.square()).sum().sqrt()).clamp(-3, 3)
-    if reward == "linear":
-        scores = features @ projection(scores, features, law)
-    return Listed(ref, scores, features)
-
-
-def projection(scores: Tensor, features: Tensor, law: Tensor) -> Tensor:
-    """Least squares under a law of responses, up to a constant for each prompt: what duels can tell."""
-    within = law / law.sum(-1, keepdim=True)
-    x = (features - (within[..., None] * features).sum(-2, keepdim=True)) * law[..., None].sqrt()
-    y = (scores - (within * scores).sum(-1, keepdim=True)) * law.sqrt()
-    return torch.linalg.lstsq(x.flatten(0, 1), y.flatten()[:, None]).solution[:, 0]
-
-
-@dataclass(frozen=True, eq=False)
-class DrawnPools:
-    """A world whose actions are K responses drawn from the listed reference, anew for every replicate.
-
-    Responses that were drawn twice are offered once; `law` "counts" is the empirical law of the draws, "renormalised"
-    the reference's over the different ones.
-    """
-
-    all: Listed
-    law: Literal["counts", "renormalised"] = "counts"
-
-    def drawn(self, draws: Draws) -> Tensor:
-        """(R, X, K) numbers of responses."""
-        uniforms = draws.once("pool", len(self.all.ref), K, law="uniform")
-        rows = self.all.ref.expand(len(uniforms), -1, -1)
-        return torch.stack([inverse_cdf(rows, uniforms[..., k]) for k in range(K)], dim=-1)
-
-    def instance(self, replicates: int, draws: Draws) -> Realisation:
-        drawn = self.drawn(draws)
-        same = drawn[..., :, None] == drawn[..., None, :]
-        repeated = (same & torch.ones(K, K).tril(-1).bool()).any(-1)
-        law = same.sum(-1).double().log() if self.law == "counts" else self.take(self.all.ref, drawn)
-        ref = normalise(law.masked_fill(repeated, -torch.inf))
-        pool = Contexts(
-            index=torch.arange(drawn.shape[1]).expand(replicates, -1),
-            features=self.take(self.all.features, drawn) * ~repeated[..., None],
-            ref_log_probs=ref,
-            weights=torch.full(drawn.shape[:2], 1 / drawn.shape[1], dtype=torch.float64),
-        )
-        return Realisation(
-            replicates=replicates,
-            n_actions=K,
-            dim=self.all.features.shape[-1],
-            reward_range=(-3.0, 3.0),
-            evaluation=pool,
-            pool=pool,
-            reward_table=self.take(self.all.rewards, drawn) * ~repeated,
-            draws=draws,
-        )
-
-    @staticmethod
-    def take(table: Tensor, drawn: Tensor) -> Tensor:
-        """Rows of (X, A, ...) at (R, X, K)."""
-        return table[torch.arange(len(table))[:, None], drawn]
-
-
 def on_listed(
     reward: str, law: Any, method: str, rounds: int, length: int, replicates: int, seed: int, device: str
 ) -> pd.DataFrame:
     assert device == "cpu", "responses are listed on the CPU"
     every, kl_coef = listed(reward, DIM, length, seed), KL_COEF["listed"]
-    world = DrawnPools(every, law)
-    optimum = every.optimum
+    world, optimum = DrawnPools(every, K, law), every.optimum(kl_coef)
 
     def kept(s: Snapshot) -> Tensor:
         target = world.take(optimum, world.drawn(s.instance.draws))
@@ -229,9 +141,7 @@ def toy_pool(steps: int) -> tuple[TableWorld, PreferenceTable]:
             toy.train(folder, steps=steps)
             model = load_model(folder)
     policy = LMPolicy.of(model, toy.tokenizer(), prompts, max_new_tokens=24)
-    pool = candidate_pool(policy, K, scorer=Written(toy.true_reward), dim=DIMS["toy"][-1])
-    drawn = np.where(np.isneginf(np.asarray(pool.ref_log_probs)), -np.inf, 0.0)  # texts are hardly ever drawn twice
-    world = replace(pool, ref_log_probs=drawn - np.logaddexp.reduce(drawn, axis=-1, keepdims=True))
+    world = candidate_pool(policy, K, scorer=Written(toy.true_reward), dim=DIMS["toy"][-1])
     judges = (Judge(Written(toy.true_reward)), Preferring(toy.intransitive_raters))
     one, other = (np.asarray(preference_table(world, judge).preference) for judge in judges)
     return world, PreferenceTable((one + other) / 2)
@@ -272,7 +182,7 @@ def floor(where: str, what: str, dim: int, size: int, replicates: int, seed: int
     del device
     kl_coef = KL_COEF[where]
     if where == "listed":
-        world: Any = DrawnPools(listed("gold", dim, size, seed))
+        world: Any = DrawnPools(listed("gold", dim, size, seed), K)
         oracle: Any = BradleyTerry()
     else:
         world, raters_table = toy_pool(size)
@@ -313,9 +223,9 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Task]:
 
     for reward in ("linear", "gold"):
         for method in methods:
-            labels = {"part": "listed", "reward": reward, "law": "counts", "method": method}
+            labels = {"part": "listed", "reward": reward, "law": "draws", "method": method}
             add(on_listed, labels, rounds=rounds, length=length)
-    labels = {"part": "listed", "reward": "gold", "law": "renormalised", "method": "GSHF online"}
+    labels = {"part": "listed", "reward": "gold", "law": "reference", "method": "GSHF online"}
     add(on_listed, labels, rounds=rounds, length=length)
     for annotator, names in (("reward", methods), ("raters", ("OELHF",) if small else tuple(GAMES))):
         for method in names:
@@ -328,50 +238,30 @@ def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Task]:
     return grid
 
 
-LINEAR = {"part": "listed", "reward": "linear", "law": "counts"}
+LINEAR = {"part": "listed", "reward": "linear", "law": "draws"}
 GOLD = {**LINEAR, "reward": "gold"}
 TOY, RATERS = {"part": "toy", "annotator": "reward"}, {"part": "toy", "annotator": "raters"}
 PAPER, OWN = "2312.11456", "own expectation"
 WORLDS = {"linear": LINEAR, "gold": GOLD, "toy": TOY}
 
 
-def _below(what: str, source: str, metric: str, where: dict[str, Any], low: str, high: str, factor: float = 1.0) -> Any:
-    return Ordering(what, source, metric, {"method": low}, {"method": high}, where, factor=factor)
+def _below(what: str, source: str, where: dict[str, Any], low: str, high: str, **options: Any) -> Ordering:
+    metric = options.pop("metric", "suboptimality")
+    return Ordering(what, source, metric, {"method": low}, {"method": high}, where, **options)
 
 
+REWARDED = (
+    ("online beats offline at equal duels", PAPER, "GSHF online", "GSHF offline", 1.0),
+    ("GSHF beats greedy", PAPER, "GSHF online", "greedy", 1.0),
+    ("GSHF beats reference's duels", PAPER, "GSHF online", "reference's duels", 1.0),
+    ("greedy within 15 % of GSHF", "2510.24700", "greedy", "GSHF online", 1 / 1.15),
+    ("best/worst of 8 is no worse", "2405.07863 (what is run)", "GSHF best/worst", "GSHF online", 1.0),
+)
+GAME = "2402.07314"
 claims = (
     *(
-        _below(
-            f"{name}: online beats offline at equal duels", PAPER, "suboptimality", where, "GSHF online", "GSHF offline"
-        )
-        for name, where in WORLDS.items()
-    ),
-    *(
-        _below(f"{name}: GSHF beats {other}", source, "suboptimality", where, "GSHF online", other)
-        for name, where in WORLDS.items()
-        for other, source in (("greedy", PAPER), ("reference's duels", PAPER))
-    ),
-    *(
-        _below(
-            f"{name}: greedy within 15 % of GSHF",
-            "2510.24700",
-            "suboptimality",
-            where,
-            "greedy",
-            "GSHF online",
-            1 / 1.15,
-        )
-        for name, where in WORLDS.items()
-    ),
-    *(
-        _below(
-            f"{name}: best/worst of 8 is no worse",
-            "2405.07863 (what is run)",
-            "suboptimality",
-            where,
-            "GSHF best/worst",
-            "GSHF online",
-        )
+        _below(f"{name}: {what}", source, where, low, high, factor=factor)
+        for what, source, low, high, factor in REWARDED
         for name, where in WORLDS.items()
     ),
     Exponent(
@@ -420,20 +310,15 @@ claims = (
         "at most",
         exact=True,
     ),
-    _below(
-        "raters: OELHF beats GSHF, which believes in a reward", "2402.07314", "share", RATERS, "OELHF", "GSHF online"
+    *(
+        _below(f"raters: OELHF beats {words}", GAME, RATERS, "OELHF", other, metric="share")
+        for other, words in (
+            ("GSHF online", "GSHF, which believes in a reward"),
+            ("greedy Nash", "greedy Nash"),
+            ("PELHF", "PELHF at equal duels"),
+        )
     ),
-    _below("raters: OELHF beats greedy Nash", "2402.07314", "share", RATERS, "OELHF", "greedy Nash"),
-    _below("raters: OELHF beats PELHF at equal duels", "2402.07314", "share", RATERS, "OELHF", "PELHF"),
-    Number(
-        "raters: OELHF ends below the reference",
-        "2402.07314",
-        "share",
-        {**RATERS, "method": "OELHF"},
-        1.0,
-        0.0,
-        "at most",
-    ),
+    Number("raters: OELHF ends below the reference", GAME, "share", {**RATERS, "method": "OELHF"}, 1.0, 0.0, "at most"),
 )
 
 
@@ -450,9 +335,9 @@ def plot(frame: pd.DataFrame) -> Figure:
         ax.set_title(f"({letter}) {titles[name]}")
     left, middle, right = axes[1]
     variants = {
-        f"{words}, {law}": {**GOLD, "law": law, "method": "GSHF online", "metric": metric}
+        f"{words}, {shown}": {**GOLD, "law": law, "method": "GSHF online", "metric": metric}
         for metric, words in zip(OVER_ALL, ("kept to the pool", "the whole law tilted"), strict=True)
-        for law in ("counts", "renormalised")
+        for law, shown in (("draws", "counts"), ("reference", "renormalised"))
     }
     for (words, where), look in zip(variants.items(), plotting.lines(list(variants)).values(), strict=True):
         rows = select(frame, where).assign(line=words)

@@ -4,7 +4,9 @@ No paper's figure. `llm_bridge.preflight` runs algorithms on a frozen pool befor
 the model too, and compares. Eight direct rows: online DPO, iterative DPO (2312.11456), XPO (2405.21046), Online
 IPO (2403.08635), INPO (2407.00617), SPPO (2405.00675), DNO (2404.03715), RSPO (2503.00030), with registry defaults.
 
-Predicted. 16 candidates for each of 6 prompts, drawn from the toy model (a two-layer Llama on a template grammar);
+Predicted. 16 candidates for each of 6 prompts, drawn from the toy model (a two-layer Llama on a template grammar), the
+reference renormalised over them (`law="reference"`, which was the only choice when this ran; `preflight` now takes the
+law of the draws by default, whose prediction is not measured here);
 6 rounds of 192 duels on the pool, fits to the argmin, on log-linear policies over the candidates' whitened hidden
 states (dimension 8; what `preflight` does) and on tables; four pools of 8 replicates each. Trained. The same rows, as
 many duels of the same annotator: each round 16 steps of AdamW at 2e-4 on 64 duels, all weights, four seeds. Two
@@ -96,7 +98,7 @@ def pool_of(annotator: str, smoke: bool, seed: int) -> tuple[Any, Any]:
     from llm_bridge import candidate_pool, preference_table
 
     judge, scorer = judges(annotator)
-    world = candidate_pool(policy_of(smoke), CANDIDATES, scorer=scorer, dim=DIM, seed=seed)
+    world = candidate_pool(policy_of(smoke), CANDIDATES, scorer=scorer, dim=DIM, law="reference", seed=seed)
     return world, preference_table(world, judge)
 
 

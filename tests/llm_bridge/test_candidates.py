@@ -1,5 +1,6 @@
 """Annotators of text, and pools of candidates as worlds of the simulator."""
 
+import dataclasses
 import json
 from typing import Any, cast
 
@@ -123,7 +124,7 @@ def test_a_gold_model_and_a_reward_head(policy, toy):
 
 
 def test_a_pool_is_what_was_drawn_and_scored(policy):
-    world = candidate_pool(policy, 12, scorer=TRUE, dim=5)
+    world = candidate_pool(policy, 12, scorer=TRUE, dim=5, law="reference")
     assert (world.n_contexts, world.dim) == (4, 5)
     ref = np.asarray(world.ref_log_probs)
     assert world.context_names == tuple(PROMPTS)
@@ -173,11 +174,27 @@ def test_equal_draws_count_once_and_are_remembered(policy, ragged):
     assert frame["drawn"].max() > 1
     for _, part in frame.groupby("prompt"):
         assert sorted(i for draws in part["draws"] for i in draws) == list(range(7))
-    ref = np.asarray(ragged.world(3).ref_log_probs)
+    ref = np.asarray(ragged.world(3, "reference").ref_log_probs)
     np.testing.assert_allclose(np.exp(ref).sum(1), 1.0, rtol=1e-12)
     first = frame.groupby("prompt")["ref_log_prob"].first().to_numpy()
     second = frame["ref_log_prob"].to_numpy()[np.flatnonzero(frame["prompt"].diff().fillna(1)) + 1]
     np.testing.assert_allclose(ref[:, 0] - ref[:, 1], first - second, rtol=1e-9)
+
+
+def test_the_law_of_a_pool_is_that_of_its_draws_unless_asked_otherwise(policy):
+    short = dataclasses.replace(policy, max_new_tokens=1)  # so that a response is drawn more than once
+    pool = pools.drawn_pool(short, 40, scorer=TRUE)
+    counts = np.asarray(pool.table(pool.frame["drawn"].to_numpy(), 0.0))
+    assert counts.max() > 2
+    held = np.exp(np.asarray(pool.world(2).ref_log_probs))
+    np.testing.assert_allclose(held, counts / 40, rtol=1e-12)
+    assert pool.world(2) == candidate_pool(short, 40, scorer=TRUE, dim=2)
+    assert pool.world(2, "reference") == candidate_pool(short, 40, scorer=TRUE, dim=2, law="reference")
+    assert pool.world(2, "reference") != pool.world(2)
+    with pytest.raises(ValueError, match="law: must be 'draws' or 'reference', got 'counts'"):
+        pool.world(2, cast(Any, "counts"))
+    with pytest.raises(ValueError, match=r"law: draws at temperature .* do not follow the reference"):
+        candidate_pool(short, 40, dim=None, temperature=0.5)
 
 
 @pytest.mark.filterwarnings("ignore:damping.*stability limit:UserWarning")  # of iterated best response
@@ -186,7 +203,7 @@ def test_every_algorithm_that_is_not_direct_runs_on_a_ragged_pool(ragged, name):
     algorithm = algorithms.create(name, **({"radius": 1.0} if name == "pessimistic_mle" else {}))
     asked = algorithm.feedbacks[0]
     answers = {"preference": BradleyTerry(), "reward": NoisyReward(0.1), "full": FullInformation(BradleyTerry())}
-    problem = Problem(ragged.world(3), answers[asked], 0.2)
+    problem = Problem(ragged.world(3, "reference"), answers[asked], 0.2)
     results = simulate(problem, algorithm, rounds=3, batch_size=5, replicates=2, keep_data=asked != "full")
     assert np.isfinite(results.frame()["value"]).all()
     if results.data is not None:
