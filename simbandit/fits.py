@@ -40,8 +40,8 @@ def fit_tabular(table: Tensor, objective: DuelObjective) -> tuple[Tensor, FitInf
     In h = log-ratio up to a shift, in the box [0, bound]: the objective ignores the shift, so the box is the
     constraint. Newton whose every step minimises the quadratic model within the box. table (R, C, A). Not convex:
     starts are the table, the reference, and every action of a context at the top of the box with the others at its
-    bottom. Iterations are Newton steps, Hessians built and factored (`solvers.corrected`: each leads up to two short
-    legs more), of the slowest context and start.
+    bottom. Iterations are Newton steps, Hessians built and factored (`solvers.corrected`: each leads some short legs
+    more), of the slowest context and start.
     """
     (R, C, A), offered = table.shape, objective.offered
     starts = _start(table, objective)[None] if objective.convex else _starts(table, objective)
@@ -148,7 +148,7 @@ class _Contexts:
                 M = _convexified(M, offered, mean_free)
             q = box_minimiser(gradient, M, h, bound, offered)
             correct = box_correction(M, q, bound, offered)
-            q, left = corrected(h, q, lambda q: correct(q, self.derivatives(q)[1]))
+            q, left = corrected(h, q, gradient, lambda q: correct(q, self.derivatives(q)[1]))
             step = q - h
             uphill = (gradient * step).sum(-1, keepdim=True) > 0
             scale = M.diagonal(dim1=-2, dim2=-1).abs().amax(-1, keepdim=True).clamp_min(1e-12)

@@ -97,7 +97,7 @@ def newton_local(
 ) -> Local:
     """A convex objective with the Newton step, x (R, d); with `ball` the exact minimiser of the quadratic model within
     ||x|| <= ball (a number or (R, 1)). The residual is the gradient's norm, or the projected gradient's. `gradient_at`
-    makes the step one of up to fourth order (`corrected`)."""
+    makes the step one of higher order (`corrected`)."""
 
     def within(free: Tensor, gradient: Tensor, H: Tensor, x: Tensor) -> Tensor:
         """The model's minimiser in the ball; `free` is the one without."""
@@ -126,7 +126,7 @@ def newton_local(
                 free = q - torch.cholesky_solve(slope[..., None], factor).squeeze(-1)
                 return torch.where(singular[:, None], q, within(free, slope, H, q))
 
-            q, left = corrected(x, q, correction)
+            q, left = corrected(x, q, gradient, correction)
         step = q - x
         return Proposal(step, (gradient * step).sum(-1), left)
 
@@ -134,23 +134,30 @@ def newton_local(
     return Local(value, moved.norm(dim=-1), propose)
 
 
-def corrected(x: Tensor, q: Tensor, correction: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """The end of a Newton step from x to q whose Hessian serves up to twice more, on the gradients at q and beyond:
-    `correction` leads from a point to the next. Two such legs make a step of fourth order for one Hessian and three
-    gradients (Shamanskii 1967). A leg longer than the one before it shows that the Hessian is out of date, and is not
-    taken; at rounding level they end. Second: about how far the end is from the minimiser.
+LEGS, CONTRACTION = 6, 0.9
+
+
+def corrected(x: Tensor, q: Tensor, gradient: Tensor, correction: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The end of a Newton step from x to q whose Hessian serves on for short legs, each with the gradient where the one
+    before ended (Shamanskii 1967): `correction` leads from a point to the next. With m legs the order of convergence is
+    m + 2 for one Hessian, m + 1 gradients and as many back-substitutions. A leg longer than CONTRACTION times the one
+    before it shows that the Hessian is out of date, and is not taken (without this bound, legs between two faces of a
+    box lead back to x); at rounding level they end. Where the whole is no longer a descent as the Newton step is, that
+    one is taken. Second: about how far the end is from the minimiser.
     """
-    ahead = (q - x).abs().amax(-1, keepdim=True)
-    left = ahead
-    for _ in range(2):
+    newton, whole = q, (q - x).abs().amax(-1, keepdim=True)
+    ahead = left = whole
+    for _ in range(LEGS):
         further = correction(q)
         leg = (further - q).abs().amax(-1, keepdim=True)
-        going = (leg <= ahead) & (left > 1e-13)
+        going = (leg <= CONTRACTION * ahead) & (left > 1e-13)
         left = torch.where(going, 2 * leg.square() / ahead.clamp_min(1e-300), torch.minimum(left, leg))
         q, ahead = torch.where(going, further, q), torch.where(going, leg, 0.0)
         if not (going & (left > 1e-13)).any():
             break
-    return q, left.squeeze(-1)
+    slope, newton_slope = ((gradient * (end - x)).sum(-1, keepdim=True) for end in (q, newton))
+    descent = slope <= 0.1 * newton_slope
+    return torch.where(descent, q, newton), torch.where(descent, left, whole).squeeze(-1)
 
 
 def project_ball(x: Tensor, ball: Tensor | float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from simbandit.algorithms.row_checks import check_row
 from simbandit.draws import Round
 from simbandit.objective import Descent, DuelObjective, PairLogProbs, Term
 from simbandit.policies import Geometric, tabulate
-from simbandit.types import Contexts, Feedback, Info, Policy, Setting
+from simbandit.types import Contexts, Feedback, FitInfo, Info, Policy, Setting
 
 Data = Literal["all", "fresh", "offline"]
 Anchor = Literal["reference", "mirror", "last"]
@@ -28,6 +29,9 @@ Weighting = Literal["sum", "mean", "rarity", "coin_flip"]
 COINS = 20
 CERTAINTY = 10.0
 """Implied log-odds beyond which an unbounded fit has run away: tolerance and proximal term alone stop it, near 12."""
+WIDER = (1000.0, 300.0, 100.0, 30.0, 10.0, 3.0)
+WIDEST = 1.0
+"""Roundings of kinks that a fit passes through, times the one asked for, none wider than the last number."""
 Parameters = tuple[tuple[str, float], ...]
 
 
@@ -67,6 +71,7 @@ class _State:
     plays: Plays | None
     updates: int = 0
     asked: int = 0
+    warned: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,16 +209,16 @@ class Direct:
         self._count(state, contexts, duels, draws)
         state.record.add(contexts, duels, self._singles(state, contexts, duels, draws), logged=draws.logged)
         state.previous = state.policy
-        state.kept, fit = state.kept.fit(self._objective(state, draws.t))
+        state.kept, fit = self._fit(state, draws.t)
         iterations = fit.iterations
         for _ in range(self.passes - 1):
             state.policy = state.kept
-            state.kept, fit = state.kept.fit(self._objective(state, draws.t))
+            state.kept, fit = self._fit(state, draws.t)
             iterations = iterations + fit.iterations
         self._finite(state)
         state.policy, residual = state.kept, fit.residual
         if self.optimistic:
-            state.policy, ahead = state.kept.fit(self._objective(state, draws.t))
+            state.policy, ahead = self._fit(state, draws.t)
             residual, iterations = torch.maximum(residual, ahead.residual), iterations + ahead.iterations
         if not draws.logged:
             self._move(state)
@@ -221,6 +226,26 @@ class Direct:
 
     def policy(self, state: _State) -> Policy:
         return state.policy
+
+    def _fit(self, state: _State, t: int) -> tuple[Policy, FitInfo]:
+        """What the objective asks for, from the kept policy on. Newton does not see a kink that is much narrower than
+        its step, so a loss with rounded kinks is fitted with wider ones first."""
+        parameters, policy, iterations = self._loss_parameters(state, t), state.kept, 0.0
+        if self.descent is None and (rounding := parameters.get("rounding", 0.0)) > 0:
+            for wide in WIDER:
+                if wide * rounding <= WIDEST:
+                    wider = parameters | {"rounding": wide * rounding}
+                    policy, fit = policy.fit(self._objective(state, wider))
+                    iterations = iterations + fit.iterations
+        policy, fit = policy.fit(self._objective(state, parameters))
+        if self.descent is None and not state.warned and not bool(fit.converged.all()):
+            state.warned = True
+            warnings.warn(
+                f"{self.loss}: {int((~fit.converged).sum())} of {len(fit.converged)} fits of round {t} stopped at a "
+                f"gradient norm of up to {float(fit.residual.max()):.1e}; the metric fit_residual records it",
+                stacklevel=2,
+            )
+        return policy, fit._replace(iterations=fit.iterations + iterations)
 
     def _finite(self, state: _State) -> None:
         """Refuses a fit that only the tolerance stopped: a response that always won, and no bound."""
@@ -331,13 +356,16 @@ class Direct:
 
     # -------------------------------------------------------------------------------------------------- objective
 
-    def _objective(self, state: _State, t: int) -> DuelObjective:
+    def _loss_parameters(self, state: _State, t: int) -> dict[str, float]:
+        parameters = dict(self.loss_parameters)
+        if self.schedule:
+            parameters["step_size"] = 2 / (state.setting.kl_coef * (t + 2))
+        return parameters
+
+    def _objective(self, state: _State, parameters: dict[str, float]) -> DuelObjective:
         """The sum over the record, `last` being the kept policy."""
         setting = state.setting
         contexts, entries = state.record.entries()
-        parameters = dict(self.loss_parameters)
-        if self.schedule:
-            parameters["step_size"] = 2 / (setting.kl_coef * (t + 2))
         functions = {
             "duels": partial(getattr(losses, self.loss), **parameters),
             "logged": partial(getattr(losses, self.loss), **parameters)
