@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from simbandit import algorithms, losses
+from simbandit.algorithms import direct
 from simbandit.draws import Draws
 from simbandit.objective import DuelObjective, Term
 from simbandit.oracles import BradleyTerry
@@ -392,3 +393,16 @@ def test_fresh_contexts_are_kept_by_dpo_and_dropped_by_inpo():
         seen, _ = objectives(name, FRESH, LogLinear(torch.zeros(R, D).double()), batch_size=7)
         sizes[name] = [objective.terms[0].weight.shape[1] for _, objective in seen]
     assert sizes == {"online_dpo": [7, 14, 21], "inpo": [7, 7, 7]}
+
+
+def test_hinge_fits_of_sampled_duels_converge_because_their_kinks_narrow_and_a_fit_that_stops_early_says_so(
+    monkeypatch,
+):
+    """Kinks .002 wide on log-ratios of up to 8: Newton alone does not see them from afar."""
+    options: dict[str, Any] = {"rounds": 1, "batch_size": 400, "replicates": R, "metrics": ["fit_residual"]}
+    problem = Problem(RANDOM, BradleyTerry(), KL)
+    results = run(problem, algorithms.create("slic"), policy="tabular", **options)
+    assert results.frame()["value"].iloc[-R:].max() < 1e-6
+    monkeypatch.setattr(direct, "WIDER", ())
+    with pytest.warns(UserWarning, match=f"hinge: . of {R} fits of round 0 stopped at a gradient norm"):
+        run(problem, algorithms.create("slic"), policy="tabular", **options)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import optimize
 
+from simbandit import solvers
 from simbandit.solvers import (
     Local,
     Proposal,
@@ -177,14 +178,15 @@ def scalar_newton(derivative, curvature):
 
     def step(x):
         q = x - derivative(x) / curvature(x)
-        return corrected(x, q, lambda p: p - derivative(p) / curvature(x))
+        return corrected(x, q, derivative(x), lambda p: p - derivative(p) / curvature(x))
 
     return step
 
 
-def test_a_step_with_two_legs_is_of_fourth_order_and_tells_how_far_it_ends():
+def test_a_step_with_two_legs_is_of_fourth_order_and_tells_how_far_it_ends(monkeypatch):
     """softplus(x) - .3 x, minimised at logit .3: the error falls from e to about e^4, and what is told lies between it
     and thrice it; an exact step tells rounding, a leg that grows is not taken."""
+    monkeypatch.setattr(solvers, "LEGS", 2)
     logit = float(np.log(0.3 / 0.7))
     step = scalar_newton(lambda x: torch.sigmoid(x) - 0.3, lambda x: torch.sigmoid(x) * torch.sigmoid(-x))
     errors = tensor([0.2, 0.1, 0.05, 0.025])
@@ -200,6 +202,18 @@ def test_a_step_with_two_legs_is_of_fourth_order_and_tells_how_far_it_ends():
     root = scalar_newton(lambda x: x / torch.sqrt(1 + x**2), lambda x: (1 + x**2) ** -1.5)
     assert root(far)[0].item() == pytest.approx(-64.0)
     assert root(far)[1].item() > 1
+
+
+def test_legs_never_lead_back_nor_uphill():
+    """Between two faces of a box a leg may be as long as the step before it, and end where that began; and legs whose
+    sum no longer descends are dropped altogether."""
+    x, q, gradient = tensor([[0.0, 0.0]]), tensor([[8.0, 0.0]]), tensor([[-1.0, 4.0]])
+    end, left = corrected(x, q, gradient, lambda point: x if point is q else q)
+    assert torch.equal(end, q)
+    assert left.item() == 8
+    end, left = corrected(x, q, gradient, lambda point: point + tensor([[0.0, 5.0]]) * (point == q).all())
+    assert torch.equal(end, q)
+    assert left.item() == 8
 
 
 def test_accuracy_asks_for_a_step_where_the_gradient_says_nothing():

@@ -19,7 +19,7 @@ from simbandit.algorithms.record import Entries, Plays, Record, every_action, ev
 from simbandit.algorithms.row_checks import check_row
 from simbandit.draws import Round
 from simbandit.objective import Descent, DuelObjective, PairLogProbs, Term
-from simbandit.policies import Geometric, tabulate
+from simbandit.policies import Geometric, LogLinear, Tabular, tabulate
 from simbandit.types import Contexts, Feedback, FitInfo, Info, Policy, Setting
 
 Data = Literal["all", "fresh", "offline"]
@@ -231,14 +231,15 @@ class Direct:
         """What the objective asks for, from the kept policy on. Newton does not see a kink that is much narrower than
         its step, so a loss with rounded kinks is fitted with wider ones first."""
         parameters, policy, iterations = self._loss_parameters(state, t), state.kept, 0.0
-        if self.descent is None and (rounding := parameters.get("rounding", 0.0)) > 0:
+        exact = self.descent is None and isinstance(policy, (Tabular, LogLinear))
+        if exact and (rounding := parameters.get("rounding", 0.0)) > 0:
             for wide in WIDER:
                 if wide * rounding <= WIDEST:
                     wider = parameters | {"rounding": wide * rounding}
                     policy, fit = policy.fit(self._objective(state, wider))
                     iterations = iterations + fit.iterations
         policy, fit = policy.fit(self._objective(state, parameters))
-        if self.descent is None and not state.warned and not bool(fit.converged.all()):
+        if exact and not state.warned and not bool(fit.converged.all()):
             state.warned = True
             warnings.warn(
                 f"{self.loss}: {int((~fit.converged).sum())} of {len(fit.converged)} fits of round {t} stopped at a "
