@@ -6,6 +6,7 @@ Needs the extra `llm` (pip install 'simbandit[llm]'). Everything below is import
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,8 +39,17 @@ __all__ = [
 ]
 
 
+def need_extra() -> None:
+    """Raises ImportError, naming the extra, where one of its packages is not installed."""
+    missing = [name for name in ("transformers", "safetensors", "peft", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"{missing[0]}: is not installed; language models need the extra, pip install -e '.[llm]'")
+
+
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
+        if name != "EnumerableLM":  # which lists any module that gives logits
+            need_extra()
         return getattr(importlib.import_module(_NAMES[name]), name)
     raise AttributeError(f"module 'llm_bridge' has no attribute {name!r}")
 

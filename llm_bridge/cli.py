@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from llm_bridge import need_extra
 from llm_bridge.commands import DESCRIPTION, Command, Pool, Preflight, Sample, Score, Toy, Train
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         Train: _train,
     }
     try:
+        need_extra()
         actions[type(command)](command)
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept: the same command goes on from there", file=sys.stderr)
@@ -206,7 +208,7 @@ def _train(command: Train) -> None:
     final.save(command.output / "model")
     curve = results.frame().pivot(index="round", columns="metric", values="value")
     curve.to_csv(command.output / "curve.csv")
-    shown = [c for c in ("win_rate", "kl_to_reference", "length", "entropy") if c in curve]
+    shown = [c for c in ("win_rate", "implied_accuracy", "kl_to_reference", "length", "entropy") if c in curve]
     print(curve[shown].round(3).to_string())
     print(f"wrote {command.output / 'model'} and {command.output / 'curve.csv'}; {judge.asked} questions asked")
 

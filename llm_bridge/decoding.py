@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llm_bridge.batches import buckets, halving, prefix_of
-from llm_bridge.models import Run, device_of, evaluating, head_of, slides, unwrapped
+from llm_bridge.models import Run, broken_weights, device_of, evaluating, head_of, slides, unwrapped
 
 RESOLUTION = 2.0**-26
 """In float64, where the tokens so far are less likely than this, fresh bits replace what remains of the uniform. In
@@ -40,7 +40,7 @@ def decode(
 
     Complexity: each distinct prompt is encoded once, then one pass a token with kept keys and values. A batch for which
     memory runs out is halved.
-    Raises ValueError for encoder-decoder models, and arguments out of range.
+    Raises ValueError for encoder-decoder models, arguments out of range, and NaN logits, naming the row.
     """
     if len(prompts) != len(uniforms):
         raise ValueError(f"uniforms: must be one per prompt, got {len(uniforms)} for {len(prompts)}")
@@ -72,6 +72,7 @@ def decode(
         return _decoded(
             inner,
             head,
+            batch,
             [tuple(prompts[i]) for i in batch],
             np.array([float(uniforms[i]) for i in batch]),
             max_new_tokens,
@@ -90,6 +91,7 @@ def decode(
 def _decoded(
     inner: Any,
     head: Any,
+    numbers: list[int],
     prompts: list[tuple[int, ...]],
     uniforms: np.ndarray,
     max_new_tokens: int,
@@ -115,7 +117,12 @@ def _decoded(
         ).last_hidden_state[:, -1]
         worn = (likely < resolution) if t else torch.zeros_like(likely, dtype=torch.bool)
         rest, likely = torch.where(worn, streams[alive, t], rest), torch.where(worn, 1.0, likely)
-        token, rest, p = _next(law_of(head(states), *law), rest)
+        logits = head(states)
+        broken = torch.isnan(logits).any(-1)
+        if bool(broken.any()):
+            row = numbers[int(alive[broken][0])]
+            raise ValueError(f"model: NaN logits in row {row}, token {t} of its response; {broken_weights(inner)}")
+        token, rest, p = _next(law_of(logits, *law), rest)
         likely = likely * p
         for i, chosen in zip(alive.tolist(), token.tolist(), strict=True):
             result[i].append(chosen)
@@ -131,9 +138,7 @@ def _decoded(
 
 
 def law_of(logits: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Probabilities (B, V) in float64; 0 outside the nucleus. Raises ValueError where logits are NaN."""
-    if bool(torch.isnan(logits).any()):
-        raise ValueError("model: NaN logits while drawing; score the prompts to learn which weights are not finite")
+    """Probabilities (B, V) in float64; 0 outside the nucleus."""
     probs = torch.softmax(logits.double() / temperature, dim=-1)
     if top_p == 1:
         return probs

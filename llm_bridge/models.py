@@ -134,3 +134,11 @@ def head_of(model: Any) -> Callable[[Tensor], Tensor]:
             raise ValueError(f"model: {type(inner).__name__} does more to its logits than this scorer knows")
         _checked.add(inner)
     return head
+
+
+def broken_weights(model: Any) -> str:
+    """Where a NaN comes from, as far as the weights tell."""
+    for name, parameter in unwrapped(model).named_parameters():
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+            return f"the weights of {name!r} are not finite"
+    return "all weights are finite, so it arises in the computation (try float32)"

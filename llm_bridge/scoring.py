@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llm_bridge import processes
 from llm_bridge.batches import Pairs, distinct, response_states
-from llm_bridge.models import Layout, Run, device_of, head_of, unwrapped
+from llm_bridge.models import Layout, Run, broken_weights, device_of, head_of, unwrapped
 
 CHUNK_BYTES = 2**23  # of one chunk's logits
 
@@ -108,7 +108,7 @@ def _scored(
     bad = torch.isnan(tokens.detach())
     if bool(bad.any()):
         pair = int(owner[bad].min())
-        row, weights = pairs.inverse.index(pair), _broken_weights(model)
+        row, weights = pairs.inverse.index(pair), broken_weights(model)
         raise ValueError(f"model: NaN log-probability in row {row} ({int(bad.sum())} tokens in all); {weights}")
     return inverse, lengths, tokens, owner
 
@@ -178,11 +178,3 @@ def gather_log_softmax(head: Callable[[Tensor], Tensor], states: Tensor, targets
         return torch.cat([chunk(part, wanted) for part, wanted in parts])
     kept = [checkpoint(chunk, part, wanted, use_reentrant=False) for part, wanted in parts]
     return torch.cat([value for value in kept if isinstance(value, Tensor)])
-
-
-def _broken_weights(model: Any) -> str:
-    """Where a NaN comes from, as far as the weights tell."""
-    for name, parameter in unwrapped(model).named_parameters():
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
-            return f"the weights of {name!r} are not finite"
-    return "all weights are finite, so it arises in the computation (try float32)"

@@ -6,28 +6,22 @@ import dataclasses
 import tempfile
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm_bridge import need_extra
 from llm_bridge.enumerable import EnumerableLM
 from simbandit.objective import DuelObjective
 from simbandit.policies import Rows, Tabular
 from simbandit.types import Contexts, FitInfo
 
 
-def needs_transformers() -> None:
-    """Raises ImportError, naming the extra, where it is not installed."""
-    if find_spec("transformers") is None:
-        raise ImportError("transformers: this study runs language models; install the extra, pip install -e '.[llm]'")
-
-
 def gpt2(vocabulary: int, *, window: int, width: int = 24, layers: int = 2, seed: int = 0, scale: float = 0.3) -> Any:
     """A GPT-2 with an untied head, every weight N(0, scale^2) (norms around 1): far from uniform, and never trained."""
-    needs_transformers()
+    need_extra()
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -51,7 +45,7 @@ def gpt2(vocabulary: int, *, window: int, width: int = 24, layers: int = 2, seed
 @cache
 def toy_model(*, trained: bool = True) -> tuple[Any, Any]:
     """The toy language model and its tokenizer, trained once a process (half a minute), or a small random one."""
-    needs_transformers()
+    need_extra()
     from llm_bridge import loading, toy
 
     if not trained:

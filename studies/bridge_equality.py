@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from llm_bridge import need_extra
 from llm_bridge.enumerable import EnumerableLM
 from simbandit import algorithms, plotting
 from simbandit.algorithms.direct import Direct
@@ -39,7 +40,7 @@ from simbandit.policies import Tabular
 from simbandit.simulate import Problem, simulate
 from simbandit.study import Settings, Study, Task
 from simbandit.types import Policy
-from studies._language import Embedded, HeadSolved, gpt2, needs_transformers
+from studies._language import Embedded, HeadSolved, gpt2
 
 PROMPTS, VOCABULARY, KL_COEF = 8, 6, 0.6
 ROUNDS, DUELS = 10, 15
@@ -107,7 +108,7 @@ def both(row: str, part: str, replicates: int, seed: int, device: str) -> pd.Dat
 
 def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Task]:
     del tuned
-    needs_transformers()
+    need_extra()
     parts = {"same fit": ROWS, "argmin": UNIQUE, "adamw": CONTRAST}
     if settings.smoke:
         parts = {"same fit": SMOKE, "argmin": UNIQUE[:2], "adamw": CONTRAST[:1]}

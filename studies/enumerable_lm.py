@@ -33,6 +33,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from llm_bridge import need_extra
 from llm_bridge.enumerable import EnumerableLM
 from simbandit import algorithms, plotting
 from simbandit.guarantees import Monotone, Number
@@ -41,7 +42,7 @@ from simbandit.objective import Descent
 from simbandit.oracles import BradleyTerry, HodgeMix
 from simbandit.simulate import Problem, simulate
 from simbandit.study import Settings, Study, Task
-from studies._language import gpt2, needs_transformers
+from studies._language import gpt2
 
 KL_COEF, ROUNDS, DUELS, PROMPTS = 0.3, 16, 1000, [[0], [1, 2]]
 STEPS = Descent(30, 0.01)
@@ -74,7 +75,7 @@ def trained(
 
 def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Task]:
     del tuned
-    needs_transformers()
+    need_extra()
     rounds, length = (2, 2) if settings.smoke else (ROUNDS, 3)
     return [
         Task(

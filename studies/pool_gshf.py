@@ -50,6 +50,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from llm_bridge import need_extra
 from simbandit import algorithms, plotting
 from simbandit.draws import Draws
 from simbandit.equilibrium import duality_gap, solve
@@ -63,7 +64,6 @@ from simbandit.preferences import bilinear_mle, skew_matrix
 from simbandit.simulate import Problem, simulate
 from simbandit.study import Settings, Study, Task
 from simbandit.worlds import TableWorld
-from studies._language import needs_transformers
 from studies._pools import DrawnPools, listed
 
 KL_COEF = {"listed": 0.3, "toy": 0.2}
@@ -211,7 +211,7 @@ def floor(where: str, what: str, dim: int, size: int, replicates: int, seed: int
 
 def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Task]:
     del tuned
-    needs_transformers()
+    need_extra()
     small = settings.smoke
     rounds, length, steps = (4, 2, 0) if small else (ROUNDS, 5, 400)
     methods = ("GSHF online", "GSHF offline") if small else tuple(REWARDS)

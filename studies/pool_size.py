@@ -34,6 +34,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from llm_bridge import need_extra
 from llm_bridge.enumerable import EnumerableLM
 from simbandit import plotting
 from simbandit.draws import Draws
@@ -43,7 +44,7 @@ from simbandit.metrics import kl
 from simbandit.oracles import HodgeMix
 from simbandit.policies import gibbs, inverse_cdf, normalise
 from simbandit.study import Settings, Study, Task
-from studies._language import gpt2, needs_transformers
+from studies._language import gpt2
 
 SIZES = (2, 4, 8, 16, 32, 64, 128)
 KL_COEFS = (0.1, 0.3, 1.0)
@@ -126,7 +127,7 @@ def frame_of(values: Mapping[str, Tensor]) -> pd.DataFrame:
 
 def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Task]:
     del tuned
-    needs_transformers()
+    need_extra()
     sizes, coefficients = ((4, 16, 64), (0.3,)) if settings.smoke else (SIZES, KL_COEFS)
     grid = []
     for part, function, most in (("reward", reward_pool, settings.replicates), ("game", game_pool, 16)):

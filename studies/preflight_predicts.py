@@ -48,13 +48,14 @@ from matplotlib.figure import Figure
 from scipy.stats import kendalltau
 
 import simbandit
+from llm_bridge import need_extra
 from simbandit import algorithms, plotting
 from simbandit.guarantees import MissingData, Verdict
 from simbandit.guarantees.rows import at_round, select
 from simbandit.guarantees.statistics import LEVEL, expanded_percentiles, mean_interval
 from simbandit.simulate import Problem
 from simbandit.study import Settings, Study, Task
-from studies._language import needs_transformers, toy_model
+from studies._language import toy_model
 
 ROWS = {
     "online_dpo": "online DPO",
@@ -181,7 +182,7 @@ def untrained(annotator: str, smoke: bool, replicates: int, seed: int, device: s
 
 def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Task]:
     del tuned
-    needs_transformers()
+    need_extra()
     smoke = settings.smoke
     rows = ["online_dpo", "inpo"] if smoke else list(ROWS)
     size = {"rounds": 2 if smoke else ROUNDS, "duels": 8 if smoke else DUELS, "smoke": smoke}

@@ -55,6 +55,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from llm_bridge import need_extra
 from llm_bridge.enumerable import EnumerableLM
 from simbandit import algorithms, plotting
 from simbandit.algorithms.direct import Moving
@@ -71,7 +72,7 @@ from simbandit.simulate import Problem, simulate
 from simbandit.study import Settings, Study, Task
 from simbandit.types import Contexts, FitInfo, Policy
 from simbandit.worlds import LinearWorld
-from studies._language import gpt2, needs_transformers
+from studies._language import gpt2
 
 KL_COEF, EXACT_KL_COEF, STEP_SIZE = 0.3, 0.1, 2.0
 PROMPTS, END, ROUNDS, DUELS, STEPS = [[1], [2, 1]], 0, 12, 256, 20
@@ -295,7 +296,7 @@ def trained(name: str, rounds: int, steps: int, replicates: int, seed: int, devi
 
 def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Task]:
     del tuned
-    needs_transformers()
+    need_extra()
     names = ("DPO", "DPO, fresh", "IPO", "IPO, normalised", *EXACT) if settings.smoke else (*REWARD, *GAME, *EXACT)
     grid = []
     for name in names:

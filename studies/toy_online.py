@@ -38,12 +38,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from llm_bridge import need_extra
 from simbandit import plotting
 from simbandit.guarantees import Number, Ordering
 from simbandit.objective import Descent
 from simbandit.simulate import Problem, simulate
 from simbandit.study import Settings, Study, Task
-from studies._language import needs_transformers
 
 KL_COEF, TEMPERATURE, ROUNDS, DUELS = 0.2, 0.25, 3, 320
 STEPS, RATE, MINIBATCH, RESPONSES, TRAINED = 25, 0.001, 128, 96, 400
@@ -136,7 +136,7 @@ def trained(
 
 def cells(settings: Settings, tuned: Mapping[str, Any]) -> Sequence[Task]:
     del tuned
-    needs_transformers()
+    need_extra()
     size = {"rounds": ROUNDS, "duels": DUELS, "steps": STEPS, "responses": RESPONSES, "tokens": 24, "trained": TRAINED}
     chosen = tuple(ROWS)
     if settings.smoke:

@@ -186,6 +186,7 @@ def test_the_law_of_a_pool_is_that_of_its_draws_unless_asked_otherwise(policy):
     pool = pools.drawn_pool(short, 40, scorer=TRUE)
     counts = np.asarray(pool.table(pool.frame["drawn"].to_numpy(), 0.0))
     assert counts.max() > 2
+    assert pool.frame["truncated"].tolist() == [list(said) != [2] for said in pool.frame["tokens"]]
     held = np.exp(np.asarray(pool.world(2).ref_log_probs))
     np.testing.assert_allclose(held, counts / 40, rtol=1e-12)
     assert pool.world(2) == candidate_pool(short, 40, scorer=TRUE, dim=2)

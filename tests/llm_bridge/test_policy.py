@@ -330,6 +330,9 @@ def test_unsafe_weights_and_remote_code_are_refused(toy, tmp_path):
     with pytest.raises(ValueError, match=r"pytorch_model.bin, a pickle, which can run any code"):
         LMPolicy.from_pretrained(tmp_path, PROMPTS)
     described = json.loads((toy / "config.json").read_text()) | {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="a pickle, which can run any code"):
+        loading.load_adapter(models.gpt2(), tmp_path, toy)
     (tmp_path / "pytorch_model.bin").unlink()
     (tmp_path / "config.json").write_text(json.dumps(described))
     with pytest.raises(ValueError, match="asks to run code that came with the model"):
@@ -354,6 +357,43 @@ def test_what_an_lm_cannot_do_is_said(twins):
             sampled.generate([0], [0.5], **wrong)
     with pytest.raises(ValueError, match="encoder-decoder"):
         decode(models.t5(), [[1]], [0.5], max_new_tokens=2, end=[0])
+
+
+def test_memory_that_runs_out_halves_a_batch_of_draws(twins, monkeypatch):
+    _, sampled = twins
+    uniforms = np.random.default_rng(0).random(20).tolist()
+    expected, body, sizes = sampled.generate([1] * 20, uniforms), sampled.model.transformer.forward, []
+
+    def forward(**given: Any) -> Any:
+        sizes.append(len(given["input_ids"]))
+        if sizes[-1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return body(**given)
+
+    monkeypatch.setattr(sampled.model.transformer, "forward", forward)
+    assert sampled.generate([1] * 20, uniforms) == expected
+    assert max(sizes) > 3
+    whole = (_ for _ in ()).throw
+    monkeypatch.setattr(sampled.model.transformer, "forward", lambda **_: whole(torch.OutOfMemoryError("no")))
+    with pytest.raises(MemoryError, match="single sequence of 5 tokens"):
+        sampled.generate([0, 1], [0.5, 0.5])
+
+
+def test_nan_logits_while_drawing_name_the_row_and_the_weights():
+    model = models.llama()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[4] = torch.nan
+    with pytest.raises(ValueError, match=r"NaN logits in row 2, token 0 .*'model.embed_tokens.weight' are not finite"):
+        decode(model, [[1], [2], [3, 4]], [0.5] * 3, max_new_tokens=2, end=[0])
+
+
+def test_an_end_token_beyond_the_vocabulary_ends_nothing():
+    model = models.llama()
+    model.generation_config.eos_token_id = [0, 10**6]
+    assert loading.end_tokens(model, None) == [0]
+    model.generation_config.eos_token_id = 10**6
+    with pytest.raises(ValueError, match="name no end-of-sequence id below the vocabulary"):
+        LMPolicy.of(model, None, [[1]])
 
 
 def test_a_tokenizer_of_another_model_is_refused(toy):
