@@ -295,6 +295,6 @@ study = Study(
     plot=plot,
     tuning=tuning,
     tuning_metric=LOST,
-    replicates=16,
+    replicates=50,
     smoke_replicates=4,
 )

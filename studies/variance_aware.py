@@ -184,6 +184,6 @@ study = Study(
     cells=cells,
     claims=CLAIMS,
     plot=plot,
-    replicates=16,
+    replicates=50,
     smoke_replicates=4,
 )
