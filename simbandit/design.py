@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import qr, solve_triangular
 
-CHUNK = 2**14
+CHUNK = 2**11  # rows at a time: half a megabyte at d = 32, which stays in cache
+THIN = 64  # candidates per dimension among which a start is sought
 SPAN = 1e-10  # directions with less than this share of the largest singular value are not there
 
 
@@ -71,14 +72,14 @@ def d_optimal(
     r = inside.shape[1]
     support = _start(inside)  # on a line, r = 1: the longest candidate, which is the design
     weights = np.full(len(support), 1 / len(support))
-    alive, iterations, certified, largest = np.arange(len(z)), 0, False, np.inf
+    alive, rows, iterations, certified, largest = np.arange(len(z)), inside, 0, False, np.inf
     while True:
-        q = _widths(inside, alive, support, weights)
+        q = _widths(rows, inside[support], weights)
         largest = float(q.max())
         if largest <= (1 + tolerance) * r or iterations >= max_iterations:
             if len(alive) < len(z):  # the certificate is over all candidates, eliminated ones included
-                alive = np.arange(len(z))
-                q = _widths(inside, alive, support, weights)
+                alive, rows = np.arange(len(z)), inside
+                q = _widths(rows, inside[support], weights)
                 largest = float(q.max())
             certified = largest <= (1 + tolerance) * r
             if certified or iterations >= max_iterations:
@@ -86,7 +87,8 @@ def d_optimal(
         excess = largest / r - 1
         bound = r * (1 + excess / 2 - np.sqrt(excess * (4 + excess - 4 / r)) / 2)
         keep = (q >= bound * (1 - 1e-9)) | np.isin(alive, support)
-        alive, q = alive[keep], q[keep]
+        if keep.mean() < 0.75:  # else copying the others costs more than it saves
+            alive, rows, q = alive[keep], rows[keep], q[keep]
         widest = alive[np.argpartition(-q, min(len(q) - 1, 4 * r))[: 4 * r + 1]]
         working = np.union1d(support, widest)
         start = np.zeros(len(working))
@@ -113,40 +115,39 @@ def _span(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _start(z: np.ndarray) -> np.ndarray:
-    """Kumar and Yildirim 2005: for each of r orthogonal directions the candidate that reaches farthest along it, so
-    that the start spans."""
-    rest, chosen = np.eye(z.shape[1]), []
-    for _ in range(z.shape[1]):
-        direction = rest[np.linalg.norm(rest, axis=1).argmax()]
-        best = int(np.abs(z @ direction).argmax())
-        chosen.append(best)
-        fresh = rest @ z[best]
-        rest = rest - np.outer(fresh, fresh) / (fresh @ fresh)
-    return np.unique(chosen)
+    """r candidates that span, each the farthest from the span of those before it (QR with pivots): of a thinned table
+    where that spans, else of the whole."""
+    N, r = z.shape
+    for step in (N // (THIN * r) if r > 1 else 1, 1):
+        rows = np.arange(0, N, max(1, step))
+        triangle, pivots = qr(z[rows].T, mode="r", pivoting=True)
+        far = np.abs(triangle.diagonal())
+        if len(far) == r and far[-1] ** 2 > SPAN * far[0] ** 2:
+            break
+    return np.unique(rows[pivots[:r]])
 
 
-def _widths(z: np.ndarray, rows: np.ndarray, support: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """z_j' V^-1 z_j of the given rows, by a triangular solve per chunk."""
-    lower = np.linalg.cholesky((z[support].T * weights) @ z[support])
-    inverse = solve_triangular(lower, np.eye(len(lower)), lower=True)
-    q = np.empty(len(rows))
+def _widths(rows: np.ndarray, support: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """z_j' V^-1 z_j of the given rows, V of the weighted support, by a triangular inverse."""
+    lower = np.linalg.cholesky((support.T * weights) @ support)
+    inverse = solve_triangular(lower, np.eye(len(lower)), lower=True).T
+    q, half = np.empty(len(rows)), np.empty((min(CHUNK, len(rows)), rows.shape[1]))
     for i in range(0, len(rows), CHUNK):
-        half = z[rows[i : i + CHUNK]] @ inverse.T
-        q[i : i + CHUNK] = np.einsum("nd,nd->n", half, half)
+        chunk = rows[i : i + CHUNK]
+        part = np.matmul(chunk, inverse, out=half[: len(chunk)])
+        np.einsum("nd,nd->n", part, part, out=q[i : i + CHUNK])
     return q
 
 
 def _frank_wolfe(z: np.ndarray, weights: np.ndarray, target: float, limit: int) -> tuple[np.ndarray, int]:
     """Steps on a working set until its own max q <= (1 + target) r and its support's min q >= (1 - target) r."""
     r, w = z.shape[1], weights.copy()
-    steps = 0
+    steps, idle = 0, np.where(w > 0, 0.0, np.inf)  # idle: what keeps candidates without weight from losing some
     while True:  # all is computed anew every 500 steps, so that rounding cannot build up
-        factor = cho_factor((z.T * w) @ z)
-        transformed = cho_solve(factor, z.T)  # V^-1 z_j in columns
-        q = np.einsum("nd,dn->n", z, transformed)
+        inverse = np.linalg.inv((z.T * w) @ z)
+        q = np.einsum("nd,nd->n", z @ inverse, z)
         for _ in range(500):
-            up = int(q.argmax())
-            down = int(np.where(w > 0, q, np.inf).argmin())
+            up, down = int(q.argmax()), int((q + idle).argmin())
             toward, away = q[up] / r - 1, 1 - q[down] / r
             if (toward <= target and away <= target) or steps >= limit:
                 return w, steps
@@ -159,11 +160,13 @@ def _frank_wolfe(z: np.ndarray, weights: np.ndarray, target: float, limit: int) 
                 s, drop = max(s, everything), s <= everything
             w *= 1 - s
             w[j] = 0.0 if drop else w[j] + s
-            cross = z @ transformed[:, j]
+            idle[j] = np.inf if drop else 0.0
+            along = inverse @ z[j]
             shrink = s / (1 - s + s * q[j])
-            transformed -= np.outer(transformed[:, j], shrink * cross)
-            transformed /= 1 - s
-            q = (q - shrink * cross**2) / (1 - s)
+            inverse -= np.outer(along, shrink * along)
+            inverse /= 1 - s
+            q -= shrink * (z @ along) ** 2
+            q /= 1 - s
 
 
 def largest_width(vectors: ArrayLike, weights: ArrayLike) -> float:
@@ -174,7 +177,7 @@ def largest_width(vectors: ArrayLike, weights: ArrayLike) -> float:
     support = np.flatnonzero(w)
     if np.linalg.matrix_rank(inside[support]) < inside.shape[1]:
         return np.inf
-    return float(_widths(inside, np.arange(len(z)), support, w[support]).max())
+    return float(_widths(inside, inside[support], w[support]).max())
 
 
 def apportion(weights: ArrayLike, n: int) -> np.ndarray:
