@@ -8,6 +8,7 @@ yardstick: `benchmarks/peers`. One thread.
 from __future__ import annotations
 
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,8 @@ from benchmarks import bandit_reference
 from benchmarks.test_speed import one_thread, ratio
 from simbandit import Problem, algorithms, oracles, simulate, worlds
 from simbandit.design import d_optimal
-from simbandit.estimators import pair_widths
+from simbandit.draws import Draws
+from simbandit.estimators import batched_product, pair_widths, rank_one_inverse
 
 __all__ = ["one_thread"]
 
@@ -60,39 +62,53 @@ def test_linucb_end_to_end_against_a_numpy_loop(
     assert abs(ours_regret - np.mean(loop_regret)) < 4 * np.std(loop_regret)
 
 
-def tenths(name: str, rounds: int, world: Any, replicates: int) -> float:
-    """Mean cost of a round in the last tenth over that in the second."""
-    stamps: list[float] = []
+def tenths(algorithm: Any, rounds: int, world: Any, repetitions: int = 2) -> float:
+    """Cost of a round in the last tenth over that in the second: of the quietest hundredth of either, because other
+    work on the machine only adds. A hundredth holds a refit of every logistic schedule."""
+    quietest = []
+    for _ in range(repetitions):
+        stamps: list[float] = []
 
-    def clock(snapshot: Any) -> torch.Tensor:
-        stamps.append(time.process_time())
-        return torch.zeros(snapshot.instance.replicates, dtype=torch.float64)
+        def clock(snapshot: Any, stamps: list[float] = stamps) -> torch.Tensor:
+            stamps.append(time.process_time())
+            return torch.zeros(snapshot.instance.replicates, dtype=torch.float64)
 
-    feedback = algorithms.create(name).feedbacks[0]
-    oracle = oracles.NoisyReward(0.5) if feedback == "reward" else oracles.BradleyTerry()
-    simulate(
-        Problem(world, oracle, 1.0), algorithms.create(name), rounds=rounds, replicates=replicates,
-        metrics=[("clock", clock)], record="all",
-    )  # fmt: skip
-    cost, tenth = np.diff(stamps), rounds // 10
-    return float(cost[9 * tenth :].mean() / cost[tenth : 2 * tenth].mean())
+        oracle = oracles.NoisyReward(0.5) if algorithm.feedbacks[0] == "reward" else oracles.BradleyTerry()
+        problem = Problem(world, oracle, 1.0)
+        simulate(problem, algorithm, rounds=rounds, replicates=8, metrics=[("clock", clock)], record="all")
+        quietest.append(np.diff(stamps).reshape(100, -1).mean(1))
+    least = np.min(quietest, axis=0)
+    return float(least[90:].min() / least[10:20].min())
 
 
-@pytest.mark.parametrize("name", ["linucb", "lints", "squarecb", "falcon", "epsilon_greedy", "exp4"])
+ROUNDS = 20_000
+REWARDS = ("linucb", "disjoint", "lints", "squarecb", "falcon", "epsilon_greedy", "explore_then_commit", "exp4")
+TABLES = ("rucb", "double_thompson")
+LOGISTIC = ("maxinp", "maxpairucb", "ginop", "colstim", "vacdb", "fgts", "sgld", "glm_ucb", "apo", "appo", "adpo")
+VARIANTS = {"disjoint": ("linucb", {"model": "disjoint"}), "sgld": ("fgts", {"sampler": "sgld"})}
+
+
+def algorithm(name: str) -> Any:
+    registered, fields = VARIANTS.get(name, (name, {}))
+    return algorithms.create(registered, **fields)
+
+
+@pytest.mark.parametrize("name", REWARDS)
 def test_cost_of_a_round_is_flat(benchmark: Any, name: str) -> None:
-    """T = 20,000, fresh contexts: at most 1.2."""
-    measured = tenths(name, 20_000, worlds.LinearWorld(None, 5, 4, theta_norm=1.0, n_evaluation=5), 8)
+    """O(d^2) updates, fresh contexts: at most 1.2."""
+    world = worlds.LinearWorld(None, 5, 4, theta_norm=1.0, n_evaluation=5)
+    measured = benchmark.pedantic(tenths, args=(algorithm(name), ROUNDS, world), rounds=1)
     benchmark.extra_info["ratio"] = measured
-    benchmark.pedantic(lambda: None, rounds=1)
     assert measured <= 1.2
 
 
-@pytest.mark.parametrize("name", ["maxinp", "maxpairucb", "ginop", "colstim", "vacdb", "fgts", "glm_ucb"])
-def test_cost_of_a_logistic_round_is_bounded_by_the_schedule(benchmark: Any, name: str) -> None:
-    """T = 4,000 in a finite world: refits thin out as 1 / t, so the last tenth costs at most 1.2 of the second."""
-    measured = tenths(name, 4000, worlds.LinearWorld(10, 5, 4, theta_norm=1.0), 8)
+@pytest.mark.parametrize("name", [*TABLES, *LOGISTIC])
+def test_cost_of_a_round_is_bounded_in_a_finite_world(benchmark: Any, name: str) -> None:
+    """Tables do not grow; likelihoods are refitted whenever the data have grown by 1 %, over the distinct pairs: at
+    most 1.2."""
+    world = worlds.LinearWorld(10, 5, 4, theta_norm=1.0)
+    measured = benchmark.pedantic(tenths, args=(algorithm(name), ROUNDS, world, 1), rounds=1)
     benchmark.extra_info["ratio"] = measured
-    benchmark.pedantic(lambda: None, rounds=1)
     assert measured <= 1.2
 
 
@@ -114,50 +130,80 @@ def test_pair_scoring_by_the_gram_trick(benchmark: Any) -> None:
     assert measured >= 10
 
 
-def test_design_on_a_hundred_thousand_pairs(benchmark: Any) -> None:
-    """d = 32, to 1e-3 of the certificate."""
-    rng = np.random.default_rng(0)
-    ends = rng.normal(size=(2, 100_000, 32))
+def pairs(n: int) -> np.ndarray:
+    """Differences of n pairs of unit vectors, d = 32."""
+    ends = np.random.default_rng(0).normal(size=(2, n, 32))
     ends /= np.linalg.norm(ends, axis=-1, keepdims=True)
-    design = benchmark.pedantic(d_optimal, args=(ends[0] - ends[1],), rounds=3)
-    benchmark.extra_info.update(excess=design.largest_width / 32 - 1, iterations=design.iterations)
+    return ends[0] - ends[1]
+
+
+def peak_mib(n: int) -> float:
+    """High-water mark of a design's own memory, its input not counted."""
+    z = pairs(n)
+    tracemalloc.start()
+    d_optimal(z)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / 2**20
+
+
+def test_design_on_a_hundred_thousand_pairs(benchmark: Any) -> None:
+    """d = 32, to 1e-3 of the certificate, where Frank-Wolfe alone needs thousands of steps over all candidates: for the
+    price of 40 such steps (.2 s on an idle core). Memory linear in the candidates, at most 1.5 times their own."""
+    z, inverse = pairs(100_000), np.eye(32)
+
+    def step() -> int:
+        return int(np.einsum("nd,nd->n", z @ inverse, z).argmax())
+
+    design = benchmark.pedantic(d_optimal, args=(z,), rounds=1)
+    steps = 1 / ratio(lambda: d_optimal(z), step, 5)
+    peaks = {n: peak_mib(n) for n in (50_000, 100_000, 200_000)}
+    benchmark.extra_info.update(
+        excess=design.largest_width / 32 - 1, iterations=design.iterations, steps=steps, peak_mib=peaks,
+        input_mib=z.nbytes / 2**20,
+    )  # fmt: skip
     assert design.converged
-    assert benchmark.stats.stats.median < 3
+    assert design.largest_width <= 32 * (1 + 1e-3)
+    assert steps <= 40
+    assert peaks[100_000] < 1.5 * z.nbytes / 2**20
+    assert peaks[200_000] / peaks[50_000] < 4.5
 
 
-def best(function: Callable[[], Any], repetitions: int = 9) -> float:
+def least(*functions: Callable[[], Any], repetitions: int = 25) -> list[float]:
+    """Least time of each, interleaved."""
     times = []
     for _ in range(repetitions):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        row = []
+        for function in functions:
+            start = time.perf_counter()
+            function()
+            row.append(time.perf_counter() - start)
+        times.append(row)
+    return np.min(times, axis=0).tolist()
 
 
 def test_share_of_the_limits(benchmark: Any) -> None:
-    """Of this machine: the widths' product against dgemm, the rank-one update against copying its bytes, the draws of a
-    round's features against bare normals."""
-    from simbandit.draws import Draws
-    from simbandit.estimators import batched_product, rank_one_inverse
-
+    """Of this machine: the widths' product against dgemm (share of its rate), the rank-one update against copying its
+    bytes, the draws of a round's features against bare normals of NumPy's generator (both: time over time)."""
     rng = np.random.default_rng(0)
-    square = torch.from_numpy(rng.normal(size=(700, 700)))
-    dgemm = 2 * 700**3 / best(lambda: square.numpy() @ square.numpy())
+    square = rng.normal(size=(700, 700))
     phi, inverse = torch.from_numpy(rng.normal(size=(64, 50, 64))), torch.eye(64).double().repeat(64, 1, 1)
-    widths = 2 * 64 * 50 * 64**2 / best(lambda: batched_product(phi, inverse))
+    dgemm, product = least(lambda: square @ square, lambda: batched_product(phi, inverse))
     u = 1e-3 * phi[:, 0]
-    update = best(lambda: rank_one_inverse(inverse, u))
-    copy = best(lambda: inverse.clone())
-    fill = np.empty((64, 1, 50, 64))
-    normals = best(lambda: rng.standard_normal(out=fill))
-    source = Draws(0, 64)
+    update, copy = least(lambda: rank_one_inverse(inverse, u), lambda: inverse.clone())
+    fill, generator, source = np.empty((64, 64, 50, 64)), np.random.Generator(np.random.SFC64(0)), Draws(0, 64)
 
-    def block() -> None:
+    def rounds() -> None:
         for t in range(64):
             source.at(t).normal("features", 1, 50, 64)
 
-    drawn = best(block, 3) / 64
+    drawn, normals = least(rounds, lambda: generator.standard_normal(out=fill), repetitions=5)
+    widths = (2 * 64 * 50 * 64**2 / product) / (2 * 700**3 / dgemm)
     benchmark.extra_info.update(
-        widths_of_dgemm=widths / dgemm, update_over_copy=update / copy, draws_over_normals=drawn / normals
-    )
+        widths_of_dgemm=widths, update_over_copy=update / copy, draws_over_normals=drawn / normals,
+        gflops=2e-9 * 700**3 / dgemm, copied_gb_s=1.6e-8 * inverse.numel() / copy, normal_ns=1e9 * normals / fill.size,
+    )  # fmt: skip
     benchmark(lambda: rank_one_inverse(inverse, u))
+    assert widths >= 0.3
+    assert update <= 3 * copy
+    assert drawn <= 1.3 * normals
