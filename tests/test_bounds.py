@@ -12,7 +12,7 @@ from scipy.special import xlogy
 from scipy.stats import binom
 
 from simbandit.guarantees import Parameters, Respects, bounds
-from simbandit.guarantees.statistics import slope_interval
+from simbandit.guarantees.statistics import LEVEL, mean_interval, slope_interval
 from simbandit.plotting import FADED, GREY, overlay, panels, parameter_sweep
 from tests.cases import rows
 
@@ -34,6 +34,9 @@ def test_oful_by_hand():
 def test_squarecb_by_hand_and_that_gaussian_noise_voids_it():
     """Reg = 2 log 51 = 7.8637, K T = 500: 2 (4 sqrt(500 7.8637) + 8 sqrt(500 log 40))."""
     assert bounds.SQUARECB(SMALL) == pytest.approx(2 * (4 * 62.704 + 8 * 42.947), rel=1e-4)
+    assert bounds.SQUARECB(replace(SMALL, theta_norm=5.0, feature_norm=0.6)) == pytest.approx(
+        3 * bounds.SQUARECB(SMALL)
+    )
     assert "Gaussian noise" in bounds.SQUARECB.broken(SMALL)[0]
     assert bounds.SQUARECB.broken(replace(SMALL, noise_std=0.0)) == ()
 
@@ -55,6 +58,10 @@ def test_lower_bounds_take_the_best_number_of_rounds():
         best = brute(p, lambda m, g=gap: g * m * (0.75 - g / 4 * math.sqrt(m / 4)))
         assert bounds.RANDOM_ARM(p) == pytest.approx(best, rel=1e-12)
     assert bounds.RANDOM_ARM(Parameters(rounds=900, dim=4, n_actions=4)) == pytest.approx(0.75**2 * 60 / 2)
+    loud = replace(theirs, noise_std=3.0)  # worst cases over the gap scale with the noise
+    for bound in (bounds.CUBE, bounds.BALL, bounds.RANDOM_ARM):
+        assert bound(loud) == pytest.approx(3 * bound(theirs))
+    assert bounds.RANDOM_ARM(replace(theirs, gap=30.0)) == 0  # so large that one round finds it: nothing is claimed
 
 
 def bayes_regret(p):
@@ -72,6 +79,18 @@ def bayes_regret(p):
     for t in range(int(p.rounds)):
         total += binom.pmf(n, t, 1 / p.dim) @ gaps
     return total
+
+
+@pytest.mark.parametrize("kl_coef", [5.0, 0.3])
+def test_the_kl_lower_bounds_by_hand(kl_coef):
+    """What flattens them is E exp(-(theta / kl_coef)^2) over the prior, here by quadrature; squared for duels, whose
+    labels have an information of at most 1 whatever noise a reward would have."""
+    p = Parameters(150, 3, 2, noise_std=0.7, kl_coef=kl_coef, coordinate=0.4, family="signed_contexts")
+    theta = np.linspace(-4, 4, 20_001)
+    density = np.exp(-((theta / 0.4) ** 2) / 2) / (0.4 * np.sqrt(2 * np.pi))
+    flat = np.trapezoid(density * np.exp(-((theta / kl_coef) ** 2)), theta)
+    assert bounds.KL_CONTEXTS(p) == pytest.approx(3 * 0.49 / (2 * kl_coef) * np.log(1 + 0.16 * 150 / (3 * 0.49)) * flat)
+    assert bounds.KL_DUELS(p) == pytest.approx(3 / (2 * kl_coef) * np.log(1 + 0.16 * 150 / 3) * flat**2)
 
 
 @pytest.mark.parametrize(("kl_coef", "tightness"), [(5.0, 1.1), (0.5, 2.5)])
@@ -124,7 +143,13 @@ def test_optimism_costs_at_most_the_squared_width():
 def test_bounds_say_why_they_do_not_apply():
     assert bounds.OFUL.broken(SMALL) == ()
     assert bounds.OFUL.broken(replace(SMALL, theta_norm=3.0)) == ("needs |<phi, theta*>| <= 1; it may reach 3",)
-    assert "ridge >= max(1, L^2) = 4" in bounds.OFUL_GAP.broken(replace(SMALL, feature_norm=2.0, gap=0.1))[0]
+    assert bounds.OFUL.broken(replace(SMALL, feature_norm=4.0)) == ("needs |<phi, theta*>| <= 1; it may reach 4",)
+    assert bounds.OFUL.broken(replace(SMALL, feature_norm=4.0, theta_norm=0.25)) == ()
+    for bound in (bounds.OFUL_GAP, bounds.KL_UCB):
+        assert "ridge >= max(1, L^2) = 4" in bound.broken(replace(SMALL, feature_norm=2.0, gap=0.1))[0]
+        assert "max(1, L^2) = 1; it is 0.5" in bound.broken(replace(SMALL, feature_norm=0.1, ridge=0.5))[0]
+    for bound in (bounds.KL_CONTEXTS, bounds.KL_DUELS, bounds.RANDOM_ARM):
+        assert len(bound.broken(replace(SMALL, family="cube"))) == 1
     assert "the cube" in bounds.CUBE.broken(replace(SMALL, family="random_arm"))[0]
     assert bounds.CUBE.broken(replace(SMALL, family="cube")) == ()
     assert len(bounds.BALL.broken(Parameters(rounds=3, dim=7, n_actions=2))) == 2
@@ -158,9 +183,33 @@ def test_a_bound_is_judged_where_its_assumptions_hold(factors, bound, verdict, m
     judged = Respects("a", "regret", {"rule": "a"}, bound, at_dim, "dim").judge(swept(values))
     assert (judged.verdict, judged.source) == (verdict, bound.source)
     assert judged.measured == pytest.approx(measured, nan_ok=True)
-    near = noise * np.linspace(0.5, 1.5, 21)[:, None] * np.array([1.0, 1.0, 1.0]) * bounds.OFUL(at_dim(2))
-    undecided = Respects("a", "regret", {}, bounds.OFUL, lambda _: at_dim(2), "dim").judge(swept(near))
-    assert undecided.verdict == "undecided"
+
+
+@pytest.mark.parametrize("bound", [bounds.OFUL, bounds.CUBE])
+def test_a_ratio_whose_interval_reaches_one_is_undecided(bound):
+    spread = np.linspace(0.5, 1.5, 21)[:, None] + (-0.03 if bound.side == "upper" else 0.03)
+    values = spread * [bound(at_dim(d)) for d in (2, 4, 8)]
+    judged = Respects("a", "regret", {}, bound, lambda _: at_dim(2), "dim").judge(swept(values[:, :1], (2,)))
+    assert judged.verdict == "undecided"
+    assert (judged.measured < 1) == (bound.side == "upper")
+
+
+def test_judging_takes_its_own_rows_the_bound_of_each_value_and_a_simultaneous_interval():
+    """Valid only at the last two of three values; another rule in the frame would break the bound."""
+    noise = 1 + 0.2 * np.linspace(-1, 1, 21)[:, None]
+    dims = (2, 4, 7)
+    ratios = noise * np.array([9.0, 0.5, 0.8])
+    frame = swept(ratios * [bounds.OFUL(at_dim(d)) for d in dims], dims)
+    other = swept(9 * np.ones((21, 3)) * bounds.OFUL(at_dim(7)), dims).assign(rule="b")
+
+    def given(dim):
+        return replace(at_dim(dim), theta_norm=2.0) if dim == 2 else at_dim(dim)
+
+    judged = Respects("a", "regret", {"rule": "a"}, bounds.OFUL, given, "dim").judge(pd.concat([frame, other]))
+    assert judged.verdict == "holds"
+    assert judged.measured == pytest.approx(0.8)
+    both = mean_interval(ratios[:, 1:], 1 - (1 - LEVEL) / 2)
+    assert (judged.low, judged.high) == (pytest.approx(both.low[1]), pytest.approx(both.high[1]))
 
 
 def test_a_sweep_is_drawn_with_its_exponent_and_its_bounds_grey_where_they_fail():

@@ -118,8 +118,8 @@ FAMILIES: dict[Family, str] = {
 
 
 def best_over_rounds(value: Callable[[float], float], peak: float, rounds: float) -> float:
-    """The largest value(m) over integers 1 <= m <= rounds of a function that rises up to `peak` and then falls."""
-    return max(value(min(max(m, 1), rounds)) for m in (math.floor(peak), math.ceil(peak)))
+    """The largest value(m) over integers 0 <= m <= rounds of a function that rises up to `peak` and then falls."""
+    return max(value(min(m, rounds)) for m in (math.floor(peak), math.ceil(peak)))
 
 
 def oful(p: Parameters) -> float:
