@@ -120,8 +120,8 @@ def _start(z: np.ndarray) -> np.ndarray:
     N, r = z.shape
     for step in (N // (THIN * r) if r > 1 else 1, 1):
         rows = np.arange(0, N, max(1, step))
-        triangle, pivots = qr(z[rows].T, mode="r", pivoting=True)
-        far = np.abs(triangle.diagonal())
+        triangle, pivots = qr(z[rows].T, mode="r", pivoting=True)[:2]
+        far = np.abs(np.diagonal(triangle))
         if len(far) == r and far[-1] ** 2 > SPAN * far[0] ** 2:
             break
     return np.unique(rows[pivots[:r]])

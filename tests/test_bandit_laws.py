@@ -119,6 +119,29 @@ def test_rucbs_champion_and_rival_are_those_of_its_bounds():
     assert len(champions) > 2
 
 
+def test_rucbs_champion_wins_no_tie_but_all_else():
+    """Bounds of exactly 1/2 against the champion are as large as its own: the rival is one of them, never the champion.
+    A hair below 1/2 it is the champion itself."""
+    algorithm: Any = algorithms.create("rucb", alpha=0.6)
+    setting = setting_of(LinearWorld(1, 3, 2), replicates=40)
+    contexts = Contexts(index=torch.zeros(40, 1, dtype=torch.int64), pool=setting.contexts)
+    draws = Draws(0, 40)
+    count = 50.0 * (1 - torch.eye(3).double())
+    slack = float(np.sqrt(0.6 * np.log(150 + 1) / 50))
+    for short, rivals in ((0.0, {1, 2}), (1e-6, {0})):
+        state = algorithm.init(setting)
+        loss = torch.tensor(50 * (0.5 - slack - short)).double()
+        wins = torch.zeros(3, 3).double()
+        wins[1, 0] = wins[2, 0] = loss  # 1 and 2 may just beat 0, or just not; 0 surely may beat them
+        wins[0, 1] = wins[0, 2] = 50 - loss
+        wins[1, 2], wins[2, 1] = 25.0, 25.0
+        state.wins, state.count = (x.expand(40, 1, 3, 3).clone() for x in (wins, count))
+        pair = algorithm.select(state, contexts, draws.at(0))[:, 0]
+        against = pair[pair[:, 0] == 0, 1]
+        assert len(against) > 8
+        assert set(against.tolist()) == rivals
+
+
 def test_double_thompson_keeps_to_the_hopeful_and_to_rivals_that_may_win():
     """First: among the most matches that may be won, with Beta draws deciding; second: lower bound at most 1/2. Both
     marginals of the draws are the posterior's."""

@@ -75,10 +75,10 @@ class RUCB:
 
     Zoghi et al. 2014 (1312.3393, ICML 2014), Algorithm 1: u_ij = share + sqrt(alpha log t / n_ij); the champion c is
     uniform over {i : u_ij >= 1/2 for all j} (over all actions where empty), the rival argmax_j u_jc, c itself (u_cc =
-    1/2) where nobody may beat it. Guarantee
-    (Theorem 2), a Condorcet winner and alpha > 1/2: with high probability regret O(A log T). Deviations: no
-    hypothesised best action is remembered between rounds (their set B, a tie-breaking rule); t counts the context's own
-    duels. Complexity O(A^2) per context. Raises ValueError for a world of fresh contexts.
+    1/2) where nobody may beat it. Guarantee (Theorem 2), a Condorcet winner and alpha > 1/2: with high probability
+    regret O(A log T). Deviations: no hypothesised best action is remembered between rounds (their set B, a tie-breaking
+    rule); a rival whose bound is 1/2 exactly comes before c itself, else equal bounds are broken by noise; t counts the
+    context's own duels. Complexity O(A^2) per context. Raises ValueError for a world of fresh contexts.
     """
 
     alpha: float = 0.51
