@@ -123,9 +123,9 @@ def test_rucbs_champion_wins_no_tie_but_all_else():
     """Bounds of exactly 1/2 against the champion are as large as its own: the rival is one of them, never the champion.
     A hair below 1/2 it is the champion itself."""
     algorithm: Any = algorithms.create("rucb", alpha=0.6)
-    setting = setting_of(LinearWorld(1, 3, 2), replicates=40)
-    contexts = Contexts(index=torch.zeros(40, 1, dtype=torch.int64), pool=setting.contexts)
-    draws = Draws(0, 40)
+    world, draws = LinearWorld(1, 3, 2), Draws(0, 40)
+    setting = setting_of(world)
+    contexts = Contexts(index=torch.zeros(40, 1, dtype=torch.int64), pool=world.instance(40, draws).pool)
     count = 50.0 * (1 - torch.eye(3).double())
     slack = float(np.sqrt(0.6 * np.log(150 + 1) / 50))
     for short, rivals in ((0.0, {1, 2}), (1e-6, {0})):

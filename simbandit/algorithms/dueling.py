@@ -112,8 +112,8 @@ class PairUCB:
 
     rule "max_informative" (registry name `maxinp`; Saha 2021, 2111.12306, Algorithm 1): among the promising actions C =
         {i : mu_i - mu_j + radius width_ij >= 0 for all j}, the pair of the largest width.
-    rule "sum" (`maxpairucb`; Di et al. 2023, 2310.00968, section 4 and its code): argmax over all pairs of mu_i + mu_j +
-        radius width_ij, an action with itself among them.
+    rule "sum" (`maxpairucb`; Di et al. 2023, 2310.00968, section 4 and its code): argmax over all pairs, an action with
+        itself among them, of mu_i + mu_j + radius width_ij.
     `ginop` is "max_informative" with matrix="hessian": confidence that knows the curvature where the estimate is, so
         that the radius loses the factor 1 / kappa. Its paper was seen only as described by others; its rule for the
         pair is taken to be MaxInP's.
