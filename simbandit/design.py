@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -120,8 +121,8 @@ def _start(z: np.ndarray) -> np.ndarray:
     N, r = z.shape
     for step in (N // (THIN * r) if r > 1 else 1, 1):
         rows = np.arange(0, N, max(1, step))
-        triangle, pivots = qr(z[rows].T, mode="r", pivoting=True)[:2]
-        far = np.abs(np.diagonal(triangle))
+        factors: Any = qr(z[rows].T, mode="r", pivoting=True)
+        far, pivots = np.abs(np.diagonal(factors[0])), factors[1]
         if len(far) == r and far[-1] ** 2 > SPAN * far[0] ** 2:
             break
     return np.unique(rows[pivots[:r]])

@@ -353,12 +353,12 @@ def overlay(
     ax.plot(x[valid], y[valid], ".", color=GREY, markersize=4)
     reasons = tuple(dict.fromkeys(reason for each in broken for reason in each))
     if ax.get_yscale() == "log":  # room for the name
-        (low, high), factor = ax.get_ylim(), 12 if reasons else 4
+        (low, high), factor = ax.get_ylim(), 30 if reasons else 4
         ax.set_ylim(min(low, y.min() / factor), max(high, y.max() * factor))
     above = bound.side == "upper"
     end = -1 if (y[-1] > y[0]) == above else 0  # where the line bends away from its name
     ax.annotate(
-        "\n".join([bound.name, *reasons[:1]]),
+        "\n".join([bound.name, *(reason.replace("; ", ";\n") for reason in reasons[:1])]),
         (x[end], y[end]),
         xytext=(0, 4 if above else -4),
         textcoords="offset points",

@@ -299,7 +299,7 @@ CLAIMS: tuple[Claim, ...] = (
 
 
 # of the legends, clear of lines
-PLACES = {"d": (0.5, 0.69), "K": (0.5, 0.56), "gap": (0.5, 0.56), "scale": (0.5, 0.5), "kl_coef, duels": (0.25, 0.1)}
+PLACES = {"d": (0.5, 0.72), "K": (0.5, 0.56), "gap": (0.5, 0.56), "scale": (0.38, 0.45), "kl_coef, duels": (0.5, 0.1)}
 
 
 def plot(frame: pd.DataFrame) -> Figure:
@@ -323,11 +323,14 @@ def plot(frame: pd.DataFrame) -> Figure:
         ax.legend(
             loc="center",
             bbox_to_anchor=PLACES.get(name, (0.5, 0.64)),
-            ncols=2,
+            ncols=2 if len(sweep.rules) != 3 else 3,
+            columnspacing=1.0,
             fontsize=6,
             title="exponent",
             title_fontsize=6,
         )
+        if name == "kl_coef, duels":
+            ax.set_ylim(bottom=0.1)  # room for the legend below the lower bound
         ax.set_title(f"({letter}) {sweep.title}")
         ax.set_ylabel("regret [reward]" if sweep.metric == REWARD else "KL regret [reward]")
     shown = {

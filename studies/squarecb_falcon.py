@@ -175,7 +175,10 @@ def plot(frame: pd.DataFrame) -> Figure:
         looks=looks,
         legend=False,
     )
-    right.legend(loc="center left", bbox_to_anchor=(0.05, 0.56), ncols=2, title="exponent of K", title_fontsize=7)
+    right.legend(
+        loc="center", bbox_to_anchor=(0.5, 0.29), ncols=4, fontsize=7, handlelength=1.6, columnspacing=1.0,
+        title="exponent of K", title_fontsize=7,
+    )  # fmt: skip
     right.set_xlabel("actions K")
     right.set_title(f"T = {frame.loc[frame['sweep'] == 'K', 'round'].max():,}")
     plotting.legend_above(figure, left, columns=3)

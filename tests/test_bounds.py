@@ -229,7 +229,7 @@ def test_a_sweep_is_drawn_with_its_exponent_and_its_bounds_grey_where_they_fail(
     np.testing.assert_allclose(faded[3:5], [bounds.OFUL(at_dim(4)), bounds.OFUL(at_dim(8))])
     assert np.isnan(grey[3:]).all()
     assert np.isnan(faded[:3]).all()
-    assert "needs |<phi, theta*>| <= 1; it may reach 2" in ax.texts[0].get_text()
+    assert "needs |<phi, theta*>| <= 1;\nit may reach 2" in ax.texts[0].get_text()
     _, axes = panels()
     assert overlay(axes[0, 0], bounds.CUBE, at_dim, (2, 4, 8)) == ()
     assert axes[0, 0].texts[0].get_text() == "any, on the cube"
