@@ -91,12 +91,7 @@ class Trainer:
     def run(self, objective: DuelObjective, descent: Descent) -> Tensor:
         """The norm of the last step's gradient of the whole objective, (1,)."""
         weights = self.policy.body.trainable
-        if descent.optimiser == "adamw":
-            optimiser: torch.optim.Optimizer = torch.optim.AdamW(
-                weights, lr=descent.learning_rate, weight_decay=descent.weight_decay
-            )
-        else:
-            optimiser = torch.optim.SGD(weights, lr=descent.learning_rate, weight_decay=descent.weight_decay)
+        optimiser = descent.over(weights)
         total, norm = objective.weight.clamp_min(1.0), torch.zeros(1)
         for step in tqdm(range(descent.steps), disable=None if self.training.progress else True, leave=False):
             chosen = self._chosen()

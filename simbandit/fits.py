@@ -276,12 +276,7 @@ def descend(
     so each follows its own path. The residual is the gradient's norm after the last step; nothing claims convergence.
     """
     free = [p.detach().clone().requires_grad_(True) for p in parameters]
-    if descent.optimiser == "adamw":
-        optimiser: torch.optim.Optimizer = torch.optim.AdamW(
-            free, lr=descent.learning_rate, weight_decay=descent.weight_decay
-        )
-    else:
-        optimiser = torch.optim.SGD(free, lr=descent.learning_rate, weight_decay=descent.weight_decay)
+    optimiser = descent.over(free)
     share = 1 / objective.weight.clamp_min(1.0)
     for _ in range(descent.steps):
         optimiser.zero_grad()

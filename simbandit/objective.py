@@ -6,7 +6,7 @@ class only adds its chain rule (`fits`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
@@ -56,6 +56,11 @@ class Descent:
                 raise ValueError(f"{name}: must be a finite number >= 0, got {value}")
         if self.optimiser not in ("adamw", "sgd"):
             raise ValueError(f"optimiser: must be 'adamw' or 'sgd', got {self.optimiser!r}")
+
+    def over(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        """A fresh optimiser of these parameters."""
+        kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[self.optimiser]
+        return kind(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True, eq=False)
