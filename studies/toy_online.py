@@ -18,16 +18,16 @@ What is judged: reward; win rate against the reference; KL to it (Rao-Blackwelli
 KL, the target of the methods that believe in a reward; and the value of the game against the reference, win rate -
 kl_coef KL, which is 1/2 for the reference, and at least that for the equilibrium, INPO's target.
 
-Found (six seeds, ten minutes of one core). With Bradley-Terry labels online DPO and GSHF-DPO raise the reward from .6 to
-1.35 and 1.44 in 960 duels, XPO to 1.05, all at 4 to 5 nats. XPO ends below online DPO in J (2.06 against .81 gained),
-though its bonus is to help; whether the enhancer helps is undecided. The first fit costs more KL than it earns, but for
-GSHF-DPO. INPO stays within .23 nats, as its target asks at this kl_coef, and gains .10 of reward; its value of the game,
-which should rise, stays undecided there (-.01) and falls by .05 with the raters: a round's 320 noisy labels teach 25
-steps of AdamW less than they cost in KL. Those that believe in a reward gain little of it from the raters (DPO .25,
-GSHF-DPO .18, XPO .11) for as many nats, so that their value of the game falls by .75 to .95 and INPO is ahead of all of
-them, by standing nearly still. SAIL-PR leaves with either annotator (KL 86 and 68, reward -.04 and -.10): its gradient
-is right at the policy that drew the pairs, and its weights, ratios of whole responses' probabilities, are not meant for
-25 steps away from it.
+Found (six seeds, ten minutes of one core). With Bradley-Terry labels online DPO and GSHF-DPO raise the reward from .6
+to 1.35 and 1.44 in 960 duels, XPO to 1.05, all at 4 to 5 nats. XPO ends below online DPO in J (2.06 against .81
+gained), though its bonus is to help; whether the enhancer helps is undecided. The first fit costs more KL than it
+earns, but for GSHF-DPO. INPO stays within .23 nats, as its target asks at this kl_coef, and gains .10 of reward; its
+value of the game, which should rise, stays undecided there (-.01) and falls by .05 with the raters: a round's 320 noisy
+labels teach 25 steps of AdamW less than they cost in KL. Those that believe in a reward gain little of it from the
+raters (DPO .25, GSHF-DPO .18, XPO .11) for as many nats, so that their value of the game falls by .75 to .95 and INPO
+is ahead of all of them, by standing nearly still. SAIL-PR leaves with either annotator (KL 86 and 68, reward -.04 and
+-.10): its gradient is right at the policy that drew the pairs, and its weights, ratios of whole responses'
+probabilities, are not meant for 25 steps away from it.
 """
 
 from __future__ import annotations
