@@ -199,42 +199,117 @@ def own_scores(phi: Any, theta: Any, inverse: Any, radius: Any, out: Any) -> Non
 
 
 @fast
+def _learn(x: Any, reward: Any, r: Any, m: Any, theta: Any, inverse: Any, log_det: Any, v: Any) -> None:
+    d, b, error = len(x), 1.0, reward
+    for i in range(d):
+        total = 0.0
+        for j in range(d):
+            total += inverse[r, m, i, j] * x[j]
+        v[i] = total
+        b += total * x[i]
+        error -= theta[r, m, i] * x[i]
+    for i in range(d):
+        theta[r, m, i] += v[i] * (error / b)
+        for j in range(d):
+            inverse[r, m, i, j] -= v[i] * v[j] / b
+    log_det[r, m] += np.log(b)
+
+
+@fast
 def learn(phi: Any, reward: Any, arm: Any, theta: Any, inverse: Any, log_det: Any) -> None:
     """One observation phi (R, d), reward (R,) of model arm[r] in theta (R, M, d), inverse (R, M, d, d), log_det (R, M),
     in place: Sherman and Morrison."""
-    R, d = phi.shape
-    v = np.empty(d)
+    v = np.empty(phi.shape[1])
+    for r in range(len(phi)):
+        _learn(phi[r], reward[r], r, arm[r], theta, inverse, log_det, v)
+
+
+@exact
+def _picked(scores: Any, uniform: Any, tolerance: Any) -> Any:
+    best = scores.max()
+    low, ties = best - tolerance * (1.0 + abs(best)), 0
+    for score in scores:
+        ties += score >= low
+    wanted = int(uniform * ties)
+    for i in range(len(scores)):
+        if scores[i] >= low:
+            if wanted == 0:
+                return i
+            wanted -= 1
+    return 0  # NaN
+
+
+@fast
+def square(matrix: Any, x: Any) -> Any:
+    """x' matrix x of a symmetric matrix (d, d), whose upper triangle is not read where it is large: reading it costs
+    more than the shorter loops."""
+    d, total = len(x), 0.0
+    if d < 32:
+        for i in range(d):
+            part = 0.0
+            for j in range(d):
+                part += matrix[i, j] * x[j]
+            total += part * x[i]
+        return total
+    for i in range(d):
+        part = 0.5 * matrix[i, i] * x[i]
+        for j in range(i):
+            part += matrix[i, j] * x[j]
+        total += part * x[i]
+    return 2 * total
+
+
+@fast
+def play(
+    phi: Any,
+    outcomes: Any,
+    uniforms: Any,
+    radius: Any,
+    tolerance: Any,
+    theta: Any,
+    inverse: Any,
+    log_det: Any,
+    out: Any,
+) -> None:
+    """L rounds of one context: scores, choice and update, replicate by replicate, whose matrices stay in the cache.
+
+    phi (L, R, A, d), or (L, R, 1, d) where all arms see one vector; outcomes (R, L, A); uniforms (L, R); radius a
+    number; theta (R, M, d), inverse (R, M, d, d) and log_det (R, M) of M = 1 or A models, in place; out (R, L).
+    """
+    L, R, _, d = phi.shape
+    A, common, shared = outcomes.shape[2], phi.shape[2] == 1, theta.shape[1] == 1
+    table, half, v = np.empty(A), np.empty((A, d)), np.empty(d)
     for r in range(R):
-        m = arm[r]
-        b, error = 1.0, reward[r]
-        for i in range(d):
-            total = 0.0
-            for j in range(d):
-                total += inverse[r, m, i, j] * phi[r, j]
-            v[i] = total
-            b += total * phi[r, i]
-            error -= theta[r, m, i] * phi[r, i]
-        for i in range(d):
-            theta[r, m, i] += v[i] * (error / b)
-            for j in range(d):
-                inverse[r, m, i, j] -= v[i] * v[j] / b
-        log_det[r, m] += np.log(b)
+        for t in range(L):
+            if shared:
+                np.dot(phi[t, r], inverse[r, 0], half)
+            for a in range(A):
+                x, m, total, mean = phi[t, r, 0 if common else a], 0 if shared else a, 0.0, 0.0
+                for i in range(d):
+                    mean += theta[r, m, i] * x[i]
+                if shared:
+                    for i in range(d):
+                        total += half[a, i] * x[i]
+                else:
+                    total = square(inverse[r, m], x)
+                table[a] = mean + radius * np.sqrt(abs(total))
+            chosen = _picked(table, uniforms[t, r], tolerance)
+            out[r, t] = chosen
+            _learn(
+                phi[t, r, 0 if common else chosen],
+                outcomes[r, t, chosen],
+                r,
+                0 if shared else chosen,
+                theta,
+                inverse,
+                log_det,
+                v,
+            )
 
 
 @exact
 def pick(table: Any, uniforms: Any, tolerance: float, out: Any) -> None:
     """out[r]: the index of the largest of table[r] (n,), among ties (within the tolerance, relative to 1 + |largest|)
     the floor(uniform * ties)-th."""
-    R, n = table.shape
-    for r in range(R):
-        best = table[r].max()
-        low, ties = best - tolerance * (1.0 + abs(best)), 0
-        for i in range(n):
-            ties += table[r, i] >= low
-        wanted = int(uniforms[r] * ties)
-        for i in range(n):
-            if table[r, i] >= low:
-                if wanted == 0:
-                    out[r] = i
-                    break
-                wanted -= 1
+    for r in range(len(table)):
+        out[r] = _picked(table[r], uniforms[r], tolerance)

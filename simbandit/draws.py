@@ -107,10 +107,24 @@ class Draws:
         """(1, *shape), one draw that all replicates of this seed share."""
         return _Streams(law, self.seed, [EVERY_REPLICATE], f"once/{purpose}").next(1, *shape)[0].to(self.device)
 
-    def at(self, t: int) -> Round:
-        return Round(self, t)
+    def at(self, t: int, rounds: int = 1) -> Round:
+        """Round t, or `rounds` of them from t on as one, a context each."""
+        return Round(self, t, rounds)
 
-    def _slice(self, law: Law, purpose: str, shape: tuple[int, ...], t: int) -> Tensor:
+    def _stretch(self, law: Law, purpose: str, shape: tuple[int, ...], t: int, rounds: int) -> Tensor:
+        """(R, *shape): of one round, or of several, shape (rounds, ...), in the numbers that each has by itself."""
+        if rounds == 1:
+            return self._slice(law, purpose, shape, t, 1)[0]
+        if shape[0] != rounds:
+            raise ValueError(f"shape: {rounds} rounds as one have a context each, got {shape}")
+        parts, end = [], t + rounds
+        while t < end:
+            parts.append(self._slice(law, purpose, (1, *shape[1:]), t, end - t))
+            t += len(parts[-1])
+        return (parts[0] if len(parts) == 1 else torch.cat(parts))[:, :, 0].movedim(0, 1)
+
+    def _slice(self, law: Law, purpose: str, shape: tuple[int, ...], t: int, rounds: int) -> Tensor:
+        """The numbers (n, R, *shape) of n <= rounds rounds from t on."""
         numbers = math.prod(shape)
         length = block_length(numbers)
         number, offset = divmod(t, length)
@@ -121,18 +135,18 @@ class Draws:
             held = _Piece(streams, number, 0, torch.empty(0))
         while offset >= held.start + len(held.rounds):
             start = held.start + len(held.rounds)
-            size = min(length - start, max(1, PIECE_NUMBERS // max(1, numbers * len(self.replicates))))
+            size = min(length - start, max(rounds, PIECE_NUMBERS // max(1, numbers * len(self.replicates))))
             self._pieces[key] = held = held._replace(
                 start=start, rounds=held.streams.next(size, *shape).to(self.device)
             )
-        return held.rounds[offset - held.start]
+        return held.rounds[offset - held.start :][:rounds]
 
 
 class Round:
-    """The numbers of one round. Asking twice for one purpose and shape returns the same numbers."""
+    """The numbers of one round, or of several. Asking twice for one purpose and shape returns the same numbers."""
 
-    def __init__(self, draws: Draws, t: int):
-        self._draws, self.t = draws, t
+    def __init__(self, draws: Draws, t: int, rounds: int = 1):
+        self._draws, self.t, self._rounds = draws, t, rounds
 
     @property
     def logged(self) -> bool:
@@ -141,12 +155,12 @@ class Round:
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
         """(R, *shape) on [0, 1)"""
-        return self._draws._slice("uniform", purpose, shape, self.t)
+        return self._draws._stretch("uniform", purpose, shape, self.t, self._rounds)
 
     def normal(self, purpose: str, *shape: int) -> Tensor:
         """(R, *shape)"""
-        return self._draws._slice("normal", purpose, shape, self.t)
+        return self._draws._stretch("normal", purpose, shape, self.t, self._rounds)
 
     def direction(self, purpose: str, *shape: int) -> Tensor:
         """(R, *shape), uniform on the unit sphere of the last axis: the normals of the same purpose, normalised."""
-        return self._draws._slice("direction", purpose, shape, self.t)
+        return self._draws._stretch("direction", purpose, shape, self.t, self._rounds)

@@ -229,6 +229,8 @@ METRICS: dict[str, Metric] = {
     "queries": Metric(queries, "queries", "comparisons", "neither", needs_rewards=False),
 }
 CUMULATIVE = "cumulative_"
+OF_PLAY = frozenset({reward_regret, weak_regret, strong_regret, average_regret, summed_regret})
+"""Metrics of what was played where, whatever the policy: means over the contexts of a batch."""
 
 
 def resolve(

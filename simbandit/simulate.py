@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +29,8 @@ PolicyClass = Literal["tabular", "log_linear", "network"]
 CHUNK_NUMBERS = 2**24  # float64 numbers in a chunk's largest tables: 128 MB, of which a handful exist at a time
 LARGEST_CHUNK = 256  # beyond, tables leave the cache; below, the loop's own overhead shows
 MOST_REPLICATES = 10**7
+STRETCH_NUMBERS = 2**15  # features of a replicate that are drawn for a stretch of rounds
+LONGEST_STRETCH = 32
 HIDDEN = 32  # units of a "network"
 INTEGERS = (int, np.integer)
 
@@ -223,6 +225,12 @@ class _Run:
         self.columns: dict[str, list[tuple[int, float, Tensor]]] = {name: [] for name, _ in self.metrics}
         self.totals: dict[str, Tensor] = {}  # of cumulative metrics that have had a value
         self.data: list[tuple[int, Contexts, Tensor, Tensor]] = []
+        played = {f for name, f in self.metrics if name.startswith(CUMULATIVE)} <= metric_registry.OF_PLAY
+        self.stretch = 1
+        if getattr(algorithm, "plays", False) and batch_size == 1 and played and hasattr(self.oracle, "outcomes"):
+            own, dim = self.setting.own_dim or 1, self.setting.dim or 1
+            features = own if own < dim else self.setting.n_actions * dim  # a vector for all actions, or one each
+            self.stretch = max(1, min(LONGEST_STRETCH, STRETCH_NUMBERS // features))
         self.informative = torch.zeros(len(ids), dtype=torch.float64, device=device)
         self.queries, self.logged = 0.0, 0
         self.info = Info()
@@ -250,9 +258,17 @@ class _Run:
             contexts, actions, feedback = self._logged(offline)
             state, self.info = algorithm.update(state, contexts, actions, feedback, self.logged_draws.at(0))
             self.logged = feedback.shape[1]
-        for t in range(0 if algorithm.offline else self.rounds):
-            now = self.draws.at(t)
-            contexts = instance.evaluation if self.exact else instance.contexts(now, self.batch_size)
+        for t, length in self._stretches(schedule, keep_data):
+            now = self.draws.at(t, length)
+            contexts = instance.evaluation if self.exact else instance.contexts(now, length * self.batch_size)
+            if length > 1:
+                policy = algorithm.policy(state)
+                state, actions, info = algorithm.play(state, contexts, oracle.outcomes(contexts, now), now)
+                self._record(t, False, policy, contexts, actions)
+                self._count(actions)
+                self.info = info
+                bar.update(length)
+                continue
             if ask is not None:
                 contexts = ask(state, contexts, now)
             actions = algorithm.select(state, contexts, now)
@@ -310,8 +326,19 @@ class _Run:
         actions = torch.stack(columns, dim=-1)
         return contexts, actions, self.oracle.respond(contexts, actions, now)
 
+    def _stretches(self, schedule: set[int], keep_data: bool) -> Iterator[tuple[int, int]]:
+        """(first round, rounds) that are played in one go: what is recorded, or kept, is played by itself."""
+        t, rounds = 0, 0 if self.algorithm.offline else self.rounds
+        while t < rounds:
+            length = 1
+            if self.stretch > 1 and not keep_data and t not in schedule:
+                length = min(s for s in schedule if s > t) - t
+            length = min(length, self.stretch)
+            yield t, length
+            t += length
+
     def _count(self, actions: Tensor) -> None:
-        self.queries += 0 if self.exact else self.batch_size * max(1, actions.shape[-1] - 1)
+        self.queries += 0 if self.exact else actions.shape[1] * max(1, actions.shape[-1] - 1)
         if not self.exact and actions.shape[-1] == 2:
             self.informative = self.informative + (actions[..., 0] != actions[..., 1]).sum(-1)
 
@@ -345,7 +372,8 @@ class _Run:
             if wanted and shown is not None:
                 self.columns[name].append((t, self.queries, shown))
             if is_sum and value is not None:
-                self.totals[name] = self.totals[name] + self.batch_size * value
+                count = self.batch_size if self.exact else actions.shape[1]
+                self.totals[name] = self.totals[name] + count * value
 
     def _frame(self) -> pd.DataFrame:
         """Long: one row per replicate, recorded round and metric."""

@@ -244,6 +244,10 @@ class Algorithm(Protocol):
     feedbacks: the oracle kinds it learns from; needs_features: whether a world without features is refused;
     offline: one update on logged data instead of rounds; consistent: whether its gap must vanish on a covered
     Bradley-Terry world (the contract suite then tests it).
+
+    Optional: `plays`, True where there is `play(state, contexts, outcomes, draws) -> (state, actions, info)`, which
+    goes through B rounds of one context each, (R, B), as `select` and `update` would one after the other; outcomes
+    (R, B, A) are what each action would be answered with.
     """
 
     feedbacks: ClassVar[tuple[Feedback, ...]]

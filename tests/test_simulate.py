@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from simbandit import algorithms
+from simbandit import algorithms, compiled
+from simbandit.algorithms.bandits import LinUCB
 from simbandit.data import Logged, to_jsonl
 from simbandit.draws import Draws
 from simbandit.oracles import BradleyTerry, FullInformation, NoisyReward, PlackettLuce
@@ -593,3 +594,53 @@ def test_an_algorithm_is_an_object(algorithm):
 def test_bad_sizes_of_logged_data():
     with pytest.raises(ValueError, match="size: logged data needs at least one interaction, got 0"):
         Logged(Uniform(), 0)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("model", ["shared", "disjoint"])
+@pytest.mark.parametrize("law", ["sphere", "per_arm", "ball", "pool", "ragged"])
+def test_rounds_played_in_one_go_are_the_rounds_one_by_one(model, law, kernels, monkeypatch):
+    """Where only some rounds are recorded LinUCB plays those between them in one go: the same actions, rewards and
+    numbers, whatever is recorded, and after any number of rounds more."""
+    if kernels and not compiled.AVAILABLE:
+        pytest.skip("the extra `compiled` (numba) is not installed")
+    monkeypatch.setattr(compiled, "AVAILABLE", kernels)
+    lengths = []
+    play = LinUCB.play
+    monkeypatch.setattr(LinUCB, "play", lambda *given: lengths.append(given[2].shape[1]) or play(*given))
+    A, d, R = 5, 3, 4
+    if law == "ragged":
+        offered = np.array([[1, 1, 1, 0, 1], [1, 1, 0, 0, 1.0]])
+        features, table = np.random.default_rng(0).normal(size=(2, A, d)), offered / offered.sum(-1, keepdims=True)
+        world = LinearWorld(2, A, d, features=features, reference=table)
+    elif law == "pool":
+        world = LinearWorld(6, A, d)
+    else:
+        world = LinearWorld(None, A, d * A if law == "per_arm" else d, features=law, n_evaluation=2)
+    problem, algorithm = Problem(world, NoisyReward(0.5), 1.0), algorithms.create("linucb", model=model)
+
+    def regret(rounds, record):
+        names = ["cumulative_reward_regret", "queries", "policy_reward_regret"]
+        frame = simulate(problem, algorithm, rounds=rounds, replicates=R, metrics=names, record=record).frame()
+        return frame[frame["round"].isin((70, 150))]["value"].to_numpy()
+
+    one_by_one = regret(150, "all")
+    assert not lengths
+    assert len(one_by_one) == 2 * 3 * R
+    np.testing.assert_allclose(regret(150, [70]), one_by_one, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(regret(170, [70, 150]), one_by_one, rtol=1e-9, atol=1e-9)
+    assert max(lengths) == 32
+    assert sum(lengths) == 2 * (69 + 79) + 19  # all but the rounds that are recorded
+
+
+def test_rounds_are_not_played_in_one_go_where_every_policy_counts():
+    seen = []
+
+    def of_policy(snapshot):
+        seen.append(snapshot.actions.shape[1])
+        return torch.zeros(2, dtype=torch.float64)
+
+    problem = Problem(LinearWorld(None, 5, 3, n_evaluation=2), NoisyReward(0.5), 1.0)
+    options = {"rounds": 40, "replicates": 2, "record": [40]}
+    simulate(problem, algorithms.create("linucb"), metrics=[("cumulative_mine", of_policy)], **options)
+    assert seen == [1] * 40

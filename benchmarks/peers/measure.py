@@ -10,7 +10,7 @@ from collections.abc import Callable
 import bandit_reference  # from the folder above, by PYTHONPATH
 import numpy as np
 
-SIZES = ((16, 10, 2000), (64, 50, 500))
+SIZES = ((16, 10, 2000), (64, 50, 2000))
 Learner = tuple[Callable[[np.ndarray], int], Callable[[np.ndarray, int, float], None]]
 
 

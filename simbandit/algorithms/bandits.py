@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from simbandit.algorithms.checks import check, warn_of_norms
-from simbandit.algorithms.choosing import GreedyPolicy, choose
+from simbandit.algorithms.choosing import GreedyPolicy, choose, play
 from simbandit.draws import Round
 from simbandit.least_squares import LeastSquares
 from simbandit.policies import Mixture
@@ -119,13 +119,23 @@ class LinUCB:
         state.radius = self._radius(state)
         return state, information(state.model, state.radius if self.model == "shared" else None)
 
+    @property
+    def plays(self) -> bool:
+        return not isinstance(self.radius, str) or self.radius == "tuned"  # the others move from round to round
+
+    def play(self, state: _State, contexts: Contexts, outcomes: Tensor, draws: Round) -> tuple[_State, Tensor, Info]:
+        assert isinstance(state.radius, float)
+        phi = contexts.features if state.model.arms is None else contexts.own_features
+        actions = play(state.model, state.radius, phi, contexts, outcomes, draws.uniform("ties", contexts.shape[1]))
+        return state, actions[..., None], information(state.model, state.radius if self.model == "shared" else None)
+
     def policy(self, state: _State) -> Policy:
         return GreedyPolicy(state.model.theta)
 
     def _radius(self, state: _State) -> Tensor | float:
         model, setting = state.model, state.setting
         if not isinstance(self.radius, str):
-            return self.radius
+            return float(self.radius)
         if self.radius == "tuned":
             return 1.0
         shift = math.sqrt(self.ridge) * norm_bound(setting)

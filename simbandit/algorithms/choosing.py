@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from simbandit import compiled
-from simbandit.least_squares import linear, native, tensor
+from simbandit.least_squares import LeastSquares, linear, native, tensor
 from simbandit.policies import Rows, argmax
 from simbandit.types import Contexts
 
@@ -37,6 +37,25 @@ def choose(scores: Tensor, contexts: Contexts, uniforms: Tensor) -> Tensor:
     return tensor(_pick(*native(scores, uniforms)))
 
 
+def play(
+    model: LeastSquares, radius: float, phi: Tensor, contexts: Contexts, outcomes: Tensor, uniforms: Tensor
+) -> Tensor:
+    """B rounds of one context, (R, B), by argmax of mean + radius * width: the actions (R, B), which the model learns
+    from one by one. phi (R, B, A, d), what the model regresses on; outcomes (R, B, A)."""
+    if not contexts.ragged and (actions := model.play(phi, outcomes, uniforms, radius, TIE)) is not None:
+        return actions
+    ref, each = contexts.ref_log_probs, torch.arange(len(phi), device=phi.device)[:, None]
+    actions = torch.empty(uniforms.shape, dtype=torch.int64, device=phi.device)
+    for b in range(phi.shape[1]):
+        now = slice(b, b + 1)
+        scores = model.scores(phi[:, now], radius)
+        if contexts.ragged:
+            scores = scores.masked_fill(ref[:, now] == -torch.inf, -torch.inf)
+        actions[:, now] = chosen = tensor(_pick(*native(scores, uniforms[:, now])))
+        model.observe(phi[each, b, chosen], outcomes[each, b, chosen], chosen)
+    return actions
+
+
 def choose_pair(scores: Tensor, contexts: Contexts, uniforms: Tensor) -> Tensor:
     """(R, B, 2): the offered ordered pair of the highest score (R, B, A, A), ties as in `choose`."""
     absent = contexts.ref_log_probs == -torch.inf
@@ -53,8 +72,8 @@ def _pick(xp: Any, scores: Any, uniforms: Any) -> Any:
         return out
     best = xp.amax(scores, -1)
     tied = scores >= (best - TIE * (1 + abs(best)))[..., None]
-    number = tied.sum(-1)
-    if int(number.max()) == 1:
+    if int(xp.count_nonzero(tied)) == uniforms.reshape(-1).shape[0]:
         return xp.argmax(scores, -1)
+    number = tied.sum(-1)
     wanted = xp.floor(uniforms * number)  # the how-many-th of the tied ones
     return xp.argmax((xp.cumsum(tied, -1) > wanted[..., None]) * 1, -1)

@@ -243,6 +243,10 @@ class BoundNoisyReward:
         mean = self.mean(contexts, actions)[..., 0]
         return mean + self.oracle.noise_std * draws.normal("noise", mean.shape[1])
 
+    def outcomes(self, contexts: Contexts, draws: Round) -> Tensor:
+        """(R, B, A): what `respond` would answer to each action."""
+        return self.mean(contexts) + (self.oracle.noise_std * draws.normal("noise", contexts.shape[1]))[..., None]
+
 
 @dataclass(frozen=True)
 class BernoulliReward:
@@ -299,6 +303,11 @@ class BoundBernoulliReward:
         check_selected(self, actions)
         mean = self.mean(contexts, actions)[..., 0]
         return (draws.uniform("annotator", mean.shape[1]) < mean).to(mean.dtype)
+
+    def outcomes(self, contexts: Contexts, draws: Round) -> Tensor:
+        """(R, B, A): what `respond` would answer to each action."""
+        mean = self.mean(contexts)
+        return (draws.uniform("annotator", mean.shape[1])[..., None] < mean).to(mean.dtype)
 
 
 def _win_table(rewards: Tensor, ref_log_probs: Tensor, link: Callable[[Tensor], Tensor]) -> Tensor:

@@ -75,7 +75,8 @@ class Realisation:
         assert self.pool is not None
         cumulative = self._law()[0].cumsum(0)
         # scaled by the total: the last cumulative sum need not be 1 to the last bit
-        index = torch.searchsorted(cumulative, draws.uniform("contexts", batch_size) * cumulative[-1], right=True)
+        uniforms = draws.uniform("contexts", batch_size).contiguous()
+        index = torch.searchsorted(cumulative, uniforms * cumulative[-1], right=True)
         return Contexts(index=index.clamp_(max=len(cumulative) - 1), pool=self.pool)
 
     def rewards(self, contexts: Contexts) -> Tensor:
@@ -189,10 +190,9 @@ def linear_rewards(contexts: Contexts, theta: Tensor) -> Tensor:
     product is faster than torch's here and does not depend on the size of the batch."""
     x = contexts.vector
     if x is not None:
-        rewards = _product(x, theta.reshape(len(theta), -1, x.shape[-1]).mT)
+        rewards = _product(x[:, :, None], theta.reshape(len(theta), 1, -1, x.shape[-1]).mT)[:, :, 0]
         return torch.where(torch.isneginf(contexts.ref_log_probs), 0.0, rewards) if contexts.ragged else rewards
-    R, B, A, d = contexts.features.shape
-    return _product(contexts.features.reshape(R, B * A, d), theta[..., None]).view(R, B, A)
+    return _product(contexts.features, theta[:, None, :, None])[..., 0]
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
