@@ -125,6 +125,12 @@ def test_radii_by_hand():
         assert state.radius == pytest.approx(expected, rel=1e-12)
     state = algorithms.create("linucb", radius="determinant", noise_std=0.5, ridge=0.5).init(setting)
     np.testing.assert_allclose(state.radius, 0.5 * np.sqrt(2 * np.log(1 / 0.05)) + 2 * np.sqrt(0.5))
+    loose: Any = algorithms.create("linucb", radius="bound", noise_std=0.5, ridge=0.5, feature_bound=3.0)
+    later = loose.init(setting)
+    later.model.n = 40
+    assert loose._radius(later) == pytest.approx(
+        0.5 * np.sqrt(3 * np.log((1 + 40 * 9 / 0.5) / 0.05)) + 2 * np.sqrt(0.5)
+    )
     theory = algorithms.create("linucb", radius="theory", noise_std=0.5, ridge=0.5).init(setting)
     assert torch.equal(torch.as_tensor(theory.radius), torch.as_tensor(state.radius))
 
@@ -156,6 +162,19 @@ def test_posterior_draws_have_the_posteriors_law():
         np.testing.assert_allclose(np.cov(white[k].numpy().T), np.eye(d), atol=5 * np.sqrt(2 / 5000))
 
 
+def test_the_theorys_posterior_is_wider_by_its_own_factor():
+    """v = noise_std sqrt(9 d log(t / delta)), with the same draws."""
+    setting, draws = simulate_setting(FRESH), Draws(3, 2).at(0)
+    plain, theory = algorithms.create("lints", scale=1.0), algorithms.create("lints", scale="theory", noise_std=0.5)
+    deviations = []
+    for algorithm in (plain, theory):
+        made: Any = algorithm
+        state = made.init(setting)
+        state.model.n = 59
+        deviations.append(made.posterior_draw(state, draws, 7))
+    torch.testing.assert_close(deviations[1], 0.5 * np.sqrt(9 * 4 * np.log(60 / 0.05)) * deviations[0])
+
+
 def test_inverse_gap_weights_by_hand():
     contexts = Contexts(
         features=torch.tensor([[[[1.0], [0.5], [0.0], [9.0]]]]).double(),
@@ -172,6 +191,10 @@ def test_squarecb_scales_gaps_by_the_range_and_falcon_keeps_its_law_through_an_e
     setting = simulate_setting(FRESH, reward_range=(-3.0, 5.0))
     state = algorithms.create("squarecb").init(setting)
     np.testing.assert_allclose(state.policy.gamma, 10 * 1 / 8)
+    state.model.n = 63
+    np.testing.assert_allclose(algorithms.create("squarecb")._law(state).gamma, 10 * np.sqrt(64) / 8)  # pyright: ignore
+    equal = algorithms.create("squarecb").init(simulate_setting(FRESH, reward_range=(2.0, 2.0)))
+    np.testing.assert_allclose(equal.policy.gamma, 10.0)  # all rewards are equal: any width serves
     algorithm = algorithms.create("falcon", gamma=2.0)
     state, laws = algorithm.init(setting), []
     rng = np.random.default_rng(0)
