@@ -87,6 +87,14 @@ def test_exp4s_weights_are_the_references():
         state, _ = algorithm.update(state, contexts, *update, DRAWS.at(t))
     default: Any = algorithms.create("exp4").init(setting)
     assert len(default.experts) == 2 * 2 + 2
+    slow: Any = algorithms.create("exp4", policies=experts)  # sqrt(2 log E / (A T)) with E = 2, A = 4, T = 100
+    x, a = torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1, 1, dtype=torch.int64)
+    after, _ = slow.update(
+        slow.init(setting), Contexts(index=x, pool=setting.contexts), a, torch.zeros(2, 1).double(), DRAWS.at(0)
+    )
+    odds = (after.policy.log_weights[:, 0] - after.policy.log_weights[:, 1]).numpy()
+    loss = 0.75 * (laws[0, 0, 1] - laws[1, 0, 1]) / laws[:, 0, 1].mean()
+    np.testing.assert_allclose(odds, -np.sqrt(2 * np.log(2) / 400) * loss, rtol=1e-9)
 
 
 def test_rucbs_champion_and_rival_are_those_of_its_bounds():

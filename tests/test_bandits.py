@@ -250,6 +250,31 @@ def test_glm_ucb_learns_bernoulli_rewards():
     assert run.final("policy_reward_regret").mean() < 0.25 * run.frame().query("round == 0")["value"].mean()
 
 
+def test_every_action_of_glm_ucb_is_the_references():
+    """argmax sigma(<theta, phi>) + radius ||phi||_{V^-1}, theta by Newton on the ridged likelihood: refitted at once,
+    and only once the data have grown by half. In round 0 all actions are tied."""
+    T, R, world = 30, 4, LinearWorld(6, 5, 3, theta_norm=6.0)
+    for growth in (0.0, 0.5):
+        recorder: Any = Recorder(algorithms.create("glm_ucb", radius=0.8, ridge=0.7, refit_growth=growth))
+        problem = Problem(world, BernoulliReward(), 1.0)
+        simulate(problem, recorder, rounds=T, replicates=R, metrics=["reward_regret"], record=[0])
+        for r in range(R):
+            theta, fitted, V, seen, labels = np.zeros(3), 0, 0.7 * np.eye(3), np.zeros((0, 3)), np.zeros(0)
+            for t, (phi, actions, rewards) in enumerate(recorder.rounds):
+                width = np.sqrt(np.einsum("ad,de,ae->a", phi[r], np.linalg.inv(V), phi[r]))
+                scores = 1 / (1 + np.exp(-phi[r] @ theta)) + 0.8 * width
+                a = int(actions[r, 0])
+                assert t == 0 or scores[a] == pytest.approx(scores.max(), abs=1e-8)
+                seen, labels = np.vstack([seen, phi[r, a]]), np.append(labels, float(rewards[r]))
+                V += np.outer(phi[r, a], phi[r, a])
+                if t + 1 >= (1 + growth) * fitted:
+                    fitted = t + 1
+                    for _ in range(25):
+                        p = 1 / (1 + np.exp(-seen @ theta))
+                        hessian = (seen.T * (p * (1 - p))) @ seen + 0.7 * np.eye(3)
+                        theta = theta - np.linalg.solve(hessian, seen.T @ (p - labels) + 0.7 * theta)
+
+
 def test_glm_ucbs_theory_bounds_every_mean_as_often_as_promised():
     """|sigma(<theta_t, phi>) - sigma(<theta*, phi>)| <= radius width for all actions and rounds; the radius by hand."""
     worst: list[np.ndarray] = []
@@ -294,7 +319,10 @@ def test_a_theory_radius_needs_a_bound_on_theta():
 
 def test_features_beyond_the_assumed_norm_warn_once_with_the_measured_one():
     world = LinearWorld(5, 4, 3, features="gaussian", theta_norm=1.0)
-    with pytest.warns(UserWarning, match=r"feature_bound: .* <= 1, and features reach [1-9]") as seen:
+    pool: Any = world.instance(1, Draws(0, 1)).pool
+    norm = float(pool.features.norm(dim=-1).max())
+    assert norm > 1.5
+    with pytest.warns(UserWarning, match=rf"feature_bound: .* <= 1, and features reach {norm:.4g}$") as seen:
         simulate(Problem(world, NoisyReward(0.5), 1.0), algorithms.create("linucb", radius="bound"), rounds=3)
     assert len(seen) == 1
     fresh = LinearWorld(None, 4, 3, features="gaussian", theta_norm=1.0, n_evaluation=5)
