@@ -88,6 +88,52 @@ def test_the_hessian_is_summed_over_all_duels_at_the_present_estimate():
     assert float((state.inverse - gram).diagonal(dim1=1, dim2=2).min()) > 0  # slopes are at most 1/4
 
 
+def test_between_refits_a_duel_enters_the_hessian_with_its_present_weight():
+    state, algorithm, contexts = trained("ginop", refit_growth=1.0)
+    theta, before = state.model.theta, torch.linalg.inv(state.inverse)
+    one = Contexts(index=contexts.index[:, :1], pool=contexts.pool)  # pyright: ignore
+    pair = torch.tensor([[[0, 3]], [[4, 1]]])
+    state, _ = algorithm.update(state, one, pair, torch.ones(2, 1).double(), Draws(0, 2).at(1))
+    assert torch.equal(state.model.theta, theta)
+    z = one.features_of(pair)[:, 0, 0] - one.features_of(pair)[:, 0, 1]
+    p = torch.sigmoid((z * theta).sum(-1))
+    added = (p * (1 - p))[:, None, None] * z[:, :, None] * z[:, None]
+    torch.testing.assert_close(torch.linalg.inv(state.inverse) - before, added, rtol=1e-8, atol=1e-8)
+
+
+def test_an_action_that_is_not_offered_beats_nobody():
+    """Every offered action is estimated below 0, which is what the features of an absent one give."""
+    algorithm: Any = algorithms.create("maxinp")
+    state = algorithm.init(setting_of(LinearWorld(None, 3, 2, n_evaluation=5)))
+    state.model.theta, state.inverse = torch.tensor([[5.0, 0.0]] * 2).double(), 1e-6 * state.inverse
+    phi = torch.tensor([[-1.0, 0.0], [-0.8, 0.0], [0.0, 0.0]]).double().expand(2, 30, 3, 2)
+    ref = torch.tensor([0.5, 0.5, 0.0]).double().log().expand(2, 30, 3)
+    pairs = algorithm.select(state, Contexts(features=phi, ref_log_probs=ref), Draws(0, 2).at(0))
+    assert (pairs == 1).all()
+
+
+def test_colstims_pair_by_hand():
+    """First: clipped Gumbel noise, one number for all actions where coupled; second: the most optimistic rival."""
+    state, algorithm, contexts = trained("colstim", radius=0.6, threshold=0.7)
+    phi, theta, inverse = contexts.features.numpy(), state.model.theta.numpy(), state.inverse.numpy()
+    probability, coupled = np.sqrt(3 * np.log(3 * 100) / 31), []
+    for t in range(9, 19):
+        draws = Draws(0, 2).at(t)
+        pairs = algorithm.select(state, contexts, draws).numpy()
+        gumbel = -np.log(-np.log(draws.uniform("gumbel", 4, 6).numpy()))
+        common = draws.uniform("coupled", 4).numpy() < probability
+        for r in range(2):
+            for b in range(4):
+                noise = np.clip(gumbel[r, b, :1].repeat(6) if common[r, b] else gumbel[r, b], -0.7, 0.7)
+                mu = phi[r, b] @ theta[r]
+                first = int((mu + noise * np.sqrt(np.einsum("ad,de,ae->a", phi[r, b], inverse[r], phi[r, b]))).argmax())
+                z = phi[r, b] - phi[r, b, first]
+                second = int((mu + 0.6 * np.sqrt(np.einsum("ad,de,ae->a", z, inverse[r], z).clip(0))).argmax())
+                assert pairs[r, b].tolist() == [first, second]
+                coupled.append(common[r, b])
+    assert 0.5 < np.mean(coupled) < 0.95
+
+
 def test_pair_widths_are_those_of_the_differences():
     state, _, contexts = trained("maxinp")
     phi = contexts.features
