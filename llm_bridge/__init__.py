@@ -43,7 +43,7 @@ def need_extra() -> None:
     """Raises ImportError, naming the extra, where one of its packages is not installed."""
     missing = [name for name in ("transformers", "safetensors", "peft", "accelerate") if find_spec(name) is None]
     if missing:
-        raise ImportError(f"{missing[0]}: is not installed; language models need the extra, pip install -e '.[llm]'")
+        raise ImportError(f"{missing[0]}: language models need it; install the extra, pip install -e '.[llm]'")
 
 
 def __getattr__(name: str) -> Any:
