@@ -21,7 +21,7 @@ from simbandit.output import Kept, Output
 from simbandit.policies import LogLinear, Network, Reference, Tabular, concatenate
 from simbandit.results import Results
 from simbandit.snapshots import Game, Snapshot, best_reward
-from simbandit.types import Algorithm, Contexts, Info, Oracle, Policy, Setting, World
+from simbandit.types import Algorithm, Contexts, Info, Oracle, Playing, Policy, Setting, World
 from simbandit.worlds.arrays import affordable
 
 Record = Literal["log", "all"] | Sequence[int]
@@ -227,7 +227,8 @@ class _Run:
         self.data: list[tuple[int, Contexts, Tensor, Tensor]] = []
         played = {f for name, f in self.metrics if name.startswith(CUMULATIVE)} <= metric_registry.OF_PLAY
         self.stretch = 1
-        if getattr(algorithm, "plays", False) and batch_size == 1 and played and hasattr(self.oracle, "outcomes"):
+        plays = isinstance(algorithm, Playing) and algorithm.plays and batch_size == 1
+        if plays and played and hasattr(self.oracle, "outcomes"):
             own, dim = self.setting.own_dim or 1, self.setting.dim or 1
             features = own if own < dim else self.setting.n_actions * dim  # a vector for all actions, or one each
             self.stretch = max(1, min(LONGEST_STRETCH, STRETCH_NUMBERS // features))
@@ -262,6 +263,7 @@ class _Run:
             now = self.draws.at(t, length)
             contexts = instance.evaluation if self.exact else instance.contexts(now, length * self.batch_size)
             if length > 1:
+                assert isinstance(algorithm, Playing)
                 policy = algorithm.policy(state)
                 state, actions, info = algorithm.play(state, contexts, oracle.outcomes(contexts, now), now)
                 self._record(t, False, policy, contexts, actions)
@@ -372,7 +374,7 @@ class _Run:
             if wanted and shown is not None:
                 self.columns[name].append((t, self.queries, shown))
             if is_sum and value is not None:
-                count = self.batch_size if self.exact else actions.shape[1]
+                count = self.batch_size if self.exact or actions is None else actions.shape[1]
                 self.totals[name] = self.totals[name] + count * value
 
     def _frame(self) -> pd.DataFrame:

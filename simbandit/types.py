@@ -244,10 +244,6 @@ class Algorithm(Protocol):
     feedbacks: the oracle kinds it learns from; needs_features: whether a world without features is refused;
     offline: one update on logged data instead of rounds; consistent: whether its gap must vanish on a covered
     Bradley-Terry world (the contract suite then tests it).
-
-    Optional: `plays`, True where there is `play(state, contexts, outcomes, draws) -> (state, actions, info)`, which
-    goes through B rounds of one context each, (R, B), as `select` and `update` would one after the other; outcomes
-    (R, B, A) are what each action would be answered with.
     """
 
     feedbacks: ClassVar[tuple[Feedback, ...]]
@@ -266,3 +262,14 @@ class Algorithm(Protocol):
     ) -> tuple[Any, Info]: ...
 
     def policy(self, state: Any) -> Policy: ...
+
+
+@runtime_checkable
+class Playing(Algorithm, Protocol):
+    """An algorithm that, where `plays`, goes through B rounds of one context each, (R, B), in one go, as `select` and
+    `update` would one after the other. outcomes (R, B, A): what each action would be answered with."""
+
+    @property
+    def plays(self) -> bool: ...
+
+    def play(self, state: Any, contexts: Contexts, outcomes: Tensor, draws: Round) -> tuple[Any, Tensor, Info]: ...

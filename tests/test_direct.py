@@ -402,7 +402,7 @@ def test_hinge_fits_of_sampled_duels_converge_because_their_kinks_narrow_and_a_f
     problem, slic = Problem(LinearWorld(20, 10, 5), BradleyTerry(), KL), algorithms.create("slic")
     options: dict[str, Any] = {"rounds": 1, "batch_size": 640, "replicates": 4, "metrics": ["fit_residual"]}
     results = simulate(problem, slic, policy="tabular", **options)
-    assert results.frame()["value"].max() < 1e-6
+    assert float(np.max(results.frame()["value"])) < 1e-6
     monkeypatch.setattr(direct, "WIDER", ())
     with pytest.warns(UserWarning, match="hinge: . of 4 fits of round 0 stopped at a gradient norm"):
         simulate(problem, slic, policy="tabular", **options)
