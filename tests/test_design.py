@@ -18,7 +18,7 @@ from simbandit.simulate import Problem, simulate
 from simbandit.types import Contexts
 from simbandit.worlds import LinearWorld
 from tests.test_bandits import Recorder
-from tests.test_dueling import POOL, setting_of
+from tests.test_dueling import POOL, setting_of, trained
 
 
 def widths(z: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -76,6 +76,8 @@ def test_known_designs():
     np.testing.assert_allclose(quadratic.weights[[0, 100, 200]], 1 / 3, atol=1e-3)
     line = d_optimal(np.array([[1.0], [-3.0], [2.0]]))
     assert line.weights.tolist() == [0.0, 1.0, 0.0]
+    long = np.linspace(-1, 1, 501)[:, None] * (np.arange(501) != 500)[:, None]  # the longest is the first alone
+    assert d_optimal(np.roll(long, 5, axis=0)).support.tolist() == [5]
 
 
 def test_scaling_and_rotating_the_candidates_changes_nothing():
@@ -188,6 +190,20 @@ def test_coreset_asks_for_the_farthest_difference():
             k = np.flatnonzero(np.abs(z - q).max(1) < 1e-12)[0]
             assert near[k] == pytest.approx(near.max(), rel=1e-9)
             near = np.minimum(near, np.minimum(np.linalg.norm(z - q, axis=1), np.linalg.norm(z + q, axis=1)))
+
+
+def test_uncertainty_asks_where_the_label_is_nearest_to_a_coin_flip():
+    state, algorithm, contexts = trained("uncertainty")
+    asked = algorithm.ask(state, contexts, Draws(0, 2).at(9))
+    pair = algorithm.select(state, asked, Draws(0, 2).at(9))
+    pool, theta = state.duels.setting.contexts.features.numpy(), state.duels.model.theta.numpy()
+    assert asked.index is not None
+    for r in range(2):
+        mu = pool[r] @ theta[r]
+        margins = np.abs(mu[:, :, None] - mu[:, None])
+        x, (i, j) = int(asked.index[r, 0]), pair[r, 0].tolist()
+        assert margins[x, i, j] == pytest.approx(margins[:, ~np.eye(6, dtype=bool)].min(), abs=1e-12)
+        assert margins.max() > 100 * margins[x, i, j]
 
 
 def test_uncertainty_asks_for_a_coin_flip_and_never_for_an_action_against_itself():

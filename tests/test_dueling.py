@@ -114,7 +114,7 @@ def test_an_action_that_is_not_offered_beats_nobody():
 
 def test_colstims_pair_by_hand():
     """First: clipped Gumbel noise, one number for all actions where coupled; second: the most optimistic rival."""
-    state, algorithm, contexts = trained("colstim", radius=0.6, threshold=0.7)
+    state, algorithm, contexts = trained("colstim", radius=3.0, threshold=0.7)
     phi, theta, inverse = contexts.features.numpy(), state.model.theta.numpy(), state.inverse.numpy()
     probability, coupled = np.sqrt(3 * np.log(3 * 100) / 31), []
     for t in range(9, 19):
@@ -128,7 +128,7 @@ def test_colstims_pair_by_hand():
                 mu = phi[r, b] @ theta[r]
                 first = int((mu + noise * np.sqrt(np.einsum("ad,de,ae->a", phi[r, b], inverse[r], phi[r, b]))).argmax())
                 z = phi[r, b] - phi[r, b, first]
-                second = int((mu + 0.6 * np.sqrt(np.einsum("ad,de,ae->a", z, inverse[r], z).clip(0))).argmax())
+                second = int((mu + 3.0 * np.sqrt(np.einsum("ad,de,ae->a", z, inverse[r], z).clip(0))).argmax())
                 assert pairs[r, b].tolist() == [first, second]
                 coupled.append(common[r, b])
     assert 0.5 < np.mean(coupled) < 0.95
@@ -301,6 +301,17 @@ def test_fgts_draws_two_independent_samples_of_the_tempered_posterior(sampler):
     assert (centred.std(0) - 1).abs().max() < 0.35
     between = (centred[:, :, 0] * centred[:, :, 1]).mean(0)
     assert between.abs().max() < (0.35 if sampler == "laplace" else 0.8)
+
+
+def test_fgts_moves_its_draws_by_a_newton_step_of_the_feel_good_term():
+    state, algorithm, _ = trained("fgts", mu=0.0, ridge=2.0)
+    draws = Draws(0, 2).at(4)
+    before = algorithm._samples(state, draws)
+    state.push = torch.arange(12).view(2, 2, 3).double()
+    covariance = 4 * hessian_inverse(state.model, 8.0)  # eta = 1/4: precision H / 4 + 2 I
+    torch.testing.assert_close(algorithm._samples(state, draws) - before, state.push @ covariance)
+    default: Any = algorithms.create("fgts")
+    assert default._feel_good(setting_of(POOL)) == pytest.approx(1 / (10 * np.exp(2.0) * 10))  # S = 2, T = 100
 
 
 def test_fgts_is_pushed_towards_what_beats_the_opponent():

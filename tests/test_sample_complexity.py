@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from simbandit.guarantees import GrowsLike, MissingData, burn_in_sensitivity, complexity, growth, queries_to
+from simbandit.guarantees.sample_complexity import QueriesTo
 
 COUNTS = np.array([0, 10, 20, 40, 80, 160])
 
@@ -40,6 +41,14 @@ def test_a_dip_does_not_count_and_never_is_censored():
     assert found.horizon == 160
     assert found.restricted_mean().estimate == pytest.approx((20 + 40 + 160 + 0 + 160) / 5)
     assert found.median() == 40
+
+
+def test_epsilon_itself_is_near_enough_and_follow_ups_may_differ():
+    assert queries_to(frame(np.array([[9.0, 1.0, 1.0, 1.0, 1.0, 1.0]])), 1.0).queries.tolist() == [10]
+    found = QueriesTo(1.0, np.array([30.0, 50.0, 20.0]), np.array([True, False, True]))
+    assert found.horizon == 20  # the shortest follow-up
+    assert found.restricted_mean().estimate == 20
+    assert QueriesTo(1.0, np.array([10.0, 20, 30, 40, 50]), np.zeros(5, dtype=bool)).median() == 30
 
 
 def test_kaplan_meier_by_hand():
