@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from functools import partial
 from typing import Any
 
@@ -466,3 +467,13 @@ def test_aihf_adds_the_gradients_of_demonstrations_and_preferences():
     g = gradient("aihf", pair, LABEL)
     torch.testing.assert_close(g[:, 2], torch.full((5,), -0.4).double())
     torch.testing.assert_close(g[:, :2], gradient("dpo", PairLogProbs(*(x[:, :2] for x in pair)), LABEL))
+
+
+def test_every_loss_tells_its_source_and_its_population_minimiser():
+    """Or whose it shares."""
+    functions = {name: f for name in dir(losses) if inspect.isfunction(f := getattr(losses, name))}
+    told = {
+        name: inspect.getdoc(f) or "" for name, f in functions.items() if "log_probs" in inspect.signature(f).parameters
+    }
+    assert len(told) > 60
+    assert not [name for name, text in told.items() if "Source" not in text or not re.search("(?i)minimise", text)]

@@ -64,19 +64,21 @@ def pessimism(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, alpha: 
 
 def value_optimism(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, alpha: float) -> Tensor:
     """`optimism` of weight alpha kl_coef: minus alpha times the optimal value J* of the implied reward whose mean under
-    the calibration policy is 0. VPO's and SELM's piece."""
+    the calibration policy is 0. VPO's and SELM's piece. Source and population minimiser: `optimism`."""
     _strength(alpha, "value_pessimism")
     return optimism(log_probs, label, kl_coef, alpha=alpha * kl_coef)
 
 
 def value_pessimism(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, alpha: float) -> Tensor:
-    """`pessimism` of weight alpha kl_coef: plus alpha J*. Offline VPO's piece."""
+    """`pessimism` of weight alpha kl_coef: plus alpha J*. Offline VPO's piece. Source and population minimiser:
+    `pessimism`."""
     _strength(alpha, "value_optimism")
     return pessimism(log_probs, label, kl_coef, alpha=alpha * kl_coef)
 
 
 def self_play_penalty(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, step_size: float) -> Tensor:
-    """log pi/pi_last(draw) / step_size of the last policy's own draw: SPAC's push against what it would play."""
+    """log pi/pi_last(draw) / step_size of the last policy's own draw: SPAC's push against what it would play. Source:
+    `spac`. Population minimiser, alone: none; log pi -> -inf where the last policy plays."""
     del kl_coef
     positive(step_size=step_size)
     return ((log_probs.now - log_probs.last) / step_size)[..., 0] + 0 * label
@@ -86,7 +88,7 @@ def critic(
     log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, step_size: float, preference_weight: float
 ) -> Tensor:
     """SPAC's part of the data: preference_weight DPO(reference pi_last, coefficient 1 / step_size) - the mean of
-    log pi/pi_last over the duel's responses / step_size."""
+    log pi/pi_last over the duel's responses / step_size. Source and population minimiser: `spac`."""
     del kl_coef
     positive(step_size=step_size, preference_weight=preference_weight)
     moved = (log_probs.now - log_probs.last) / step_size
@@ -119,7 +121,7 @@ def count_optimism(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, al
 def kl_penalty(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, weight: float) -> Tensor:
     """weight KL(pi || pi_ref), estimated on one draw of the last policy: w log(w / v) - w + v with w = pi/pi_last,
     v = pi_ref/pi_last. At now = last its gradient is weight (log pi/pi_ref) grad log pi, REINFORCE's without a
-    baseline. Population minimiser: pi_ref."""
+    baseline. Source: the regulariser of HyPO (2406.01462); this estimate is ours. Population minimiser: pi_ref."""
     del kl_coef
     non_negative(weight=weight)
     return weight * divergence(log_probs)[..., 0] + 0 * label
@@ -163,6 +165,7 @@ def selm(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, alpha: float
     Source: Zhang et al. 2024 (2405.19332) and its code, `selm_trainer.py`; the function of `vpo_online`. What differs
     is the row: the draw is the iteration's reference model's response, decoded greedily, pairs are the best and worst
     of three, and the reference moves to the policy at every iteration. Values: kl_coef .01, alpha .001 or .0001.
+    Population minimiser: `vpo_online`'s, no closed form, not convex.
     """
     _strength(alpha, "vpo_offline")
     return vpo_online(log_probs, label, kl_coef, alpha=alpha)
@@ -197,7 +200,8 @@ def depo(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, alpha: float
     sqrt(n).
 
     Source: 2605.04477, of which only the bonus could be read (coefficient .02), not how it enters the loss: here as
-    COPO's, so that the policy's expected width over pairs grows (F as in `count_optimism`). Not convex.
+    COPO's, so that the policy's expected width over pairs grows (F as in `count_optimism`). Not convex. Population
+    minimiser: DPO's where alpha or all widths are 0; else no closed form, with more mass on wide pairs than DPO's.
     """
     positive(alpha=alpha)
     non_negative(width=width)

@@ -97,7 +97,7 @@ def rspo_reverse_kl(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, s
 def rspo_forward_kl(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, step_size: float) -> Tensor:
     """Regularised self-play: SPPO's loss + 2 step_size kl_coef KL(pi_ref || pi), estimated by v log(v / w) - v + w.
 
-    Source, weight, fixed point and estimate: `rspo_reverse_kl`. Convex in log pi.
+    Source, weight, fixed point, population minimiser and estimate: `rspo_reverse_kl`. Convex in log pi.
     """
     w, v = exp(log_probs.now - log_probs.last), exp(log_probs.ref - log_probs.last)
     return _rspo(log_probs, label, kl_coef, step_size, v * (log_probs.ref - log_probs.now) - v + w)
@@ -107,7 +107,8 @@ def rspo_chi_squared(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, 
     """Regularised self-play: SPPO's loss + 2 step_size kl_coef E_ref (pi/pi_ref - 1)^2 / 2, estimated by
     v (w / v - 1)^2 / 2.
 
-    Source, weight, fixed point and estimate: `rspo_reverse_kl`. The half is `policies.DIVERGENCES`' convention.
+    Source, weight, fixed point, population minimiser and estimate: `rspo_reverse_kl`. The half is
+    `policies.DIVERGENCES`' convention.
     """
     v = exp(log_probs.ref - log_probs.last)
     return _rspo(

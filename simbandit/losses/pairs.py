@@ -234,7 +234,7 @@ def aot(log_probs: PairLogProbs, label: Tensor, kl_coef: float) -> Tensor:
 
 def aot_unpaired(log_probs: PairLogProbs, label: Tensor, kl_coef: float) -> Tensor:
     """As `aot`, of (sorted log-ratios of winners) - (sorted log-ratios of losers). Source: as `aot`; TRL
-    `aot_unpaired`. Two responses of different duels meet in one term."""
+    `aot_unpaired`. Two responses of different duels meet in one term. Population minimiser: none per pair, as `aot`."""
     first, second = (log_probs.now - log_probs.ref)[..., :2].unbind(-1)
     weight = torch.cat([label, 1 - label], dim=-1)
     return _transport(torch.cat([first, second], -1), torch.cat([second, first], -1), weight, weight, kl_coef)

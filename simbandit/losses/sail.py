@@ -49,7 +49,8 @@ def _own(log_probs: PairLogProbs, kl_coef: float, coef: float, moved: Tensor | f
 def sail_pr(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, coef: float) -> Tensor:
     """SAIL-PR: the policy's pairs, outside labels (the oracle's); full gradient at coef = 1, see the module.
 
-    Repository: coef .3, labels the argmax of a reward model.
+    Repository: coef .3, labels the argmax of a reward model. Source: 2406.15567. Population minimiser: none, a
+    gradient at now = last; stationary where T1 + T2 = 0, which for small kl_coef is not the Gibbs policy.
     """
     non_negative(coef=coef)
     return exp(coef * _moved(log_probs).sum(-1)) * dpo(log_probs, label, kl_coef)
@@ -59,6 +60,7 @@ def sail_pp(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, coef: flo
     """SAIL-PP: the policy's pairs and the policy's own labels, Bernoulli(sigma(kl_coef u)), in expectation; the label
     argument is not looked at. T2 has mean zero (`dpo` labelled by itself learns nothing), so coef 0 has no gradient;
     coef 1 descends the expected binary entropy of the policy's own choices. Repository: coef .2, sampled labels.
+    Source: 2406.15567. Population minimiser: none, as `sail_pr`.
     """
     non_negative(coef=coef)
     return _own(log_probs, kl_coef, coef, _moved(log_probs).sum(-1)) + 0 * label
@@ -71,6 +73,7 @@ def sail_dp(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, coef: flo
     Repository: mixture .4, coef .2, and -l - coef l^2 / 2, l = log sigma(kl_coef u_z), for a sampled label: the same
     gradient at now = last, but not bounded below (for l < -1/coef its slope changes sign). Stationary point on two
     arms: (1 - mixture) (p - sigma(D)) + mixture coef D sigma(D) sigma(-D) = 0, D = kl_coef u: margins beyond logit p.
+    Source: 2406.15567. Population minimiser: none beyond that point, see the module.
     """
     non_negative(coef=coef)
     if not 0 <= mixture <= 1:
@@ -79,8 +82,9 @@ def sail_dp(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, coef: flo
 
 
 def sail_rev_kl(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, coef: float, kl_weight: float) -> Tensor:
-    """SAIL-RevKL: `sail_pr` + kl_weight KL(pi || pi_ref), estimated on the same two responses (2606.31524, its gamma is
-    kl_weight; read in abstract only). A large kl_weight makes the stationary point unique and draws it to pi_ref."""
+    """SAIL-RevKL: `sail_pr` + kl_weight KL(pi || pi_ref), estimated on the same two responses. Source: 2606.31524 (its
+    gamma is kl_weight; read in abstract only). A large kl_weight makes the stationary point unique and draws it to pi_ref.
+    Population minimiser: none, as `sail_pr`."""
     non_negative(kl_weight=kl_weight)
     penalty = divergence(log_probs)[..., :2].mean(-1)
     return sail_pr(log_probs, label, kl_coef, coef=coef) + kl_weight * penalty
@@ -91,14 +95,16 @@ def sail_rev_kl(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, coef:
 
 def sail_reversed_sign(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, coef: float) -> Tensor:
     """T2 - coef T1: the released hook adds coef l / log pi >= 0 with the sign that *raises* both log-probs of badly
-    predicted pairs; here the sign alone."""
+    predicted pairs; here the sign alone.
+    Source: the repository (module). Population minimiser: none, as `sail_pr`."""
     non_negative(coef=coef)
     return exp(-coef * _moved(log_probs).sum(-1)) * dpo(log_probs, label, kl_coef)
 
 
 def sail_scaled(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, coef: float) -> Tensor:
     """T1's part of each response divided by |log pi(response)|, as the released hook does, with the right sign.
-    Log-probs are taken to be below -1e-12."""
+    Log-probs are taken to be below -1e-12.
+    Source: the repository (module). Population minimiser: none, as `sail_pr`."""
     non_negative(coef=coef)
     scale = log_probs.last[..., :2].clamp(max=-1e-12).abs()
     return exp(coef * (_moved(log_probs) / scale).sum(-1)) * dpo(log_probs, label, kl_coef)
@@ -106,14 +112,16 @@ def sail_scaled(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, coef:
 
 def sail_unscaled_batch(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, coef: float) -> Tensor:
     """T1 times the number of duels (last axis): the released hook is added to the gradient of a batch *mean* without
-    being divided by the batch's size itself. (A sum of these losses is that gradient times the size.)"""
+    being divided by the batch's size itself. (A sum of these losses is that gradient times the size.)
+    Source: the repository (module). Population minimiser: none, as `sail_pr`."""
     return sail_pr(log_probs, label, kl_coef, coef=coef * label.shape[-1])
 
 
 def sail_released(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, coef: float) -> Tensor:
     """All three: DPO + coef B sum over both responses of (log sigma(kl_coef u_z) at last / |log pi_last|) log pi, whose
     gradient at now = last is B times the released one's of the batch mean. A sum over both labels where they are
-    soft."""
+    soft.
+    Source: the repository (module). Population minimiser: none, as `sail_pr`."""
     non_negative(coef=coef)
     last, size = log_probs.last[..., :2], label.shape[-1]
     loss = cross_entropy(kl_coef * (gap(last) - gap(log_probs.ref)), label)
