@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from simbandit.off_policy import METHODS, value
+from simbandit.off_policy import METHODS, _cross_fit, value
 
 X, A, D, N = 5, 4, 3, 400
 RNG = np.random.default_rng(0)
@@ -61,6 +61,28 @@ def test_formulas_by_hand():
     assert value(frame, target, method="ips", clip=1.0).estimate == pytest.approx(5 / 3)
     twice = value(frame.rename(columns={"propensity": "p"}), target, method="snips", propensity="p")
     assert twice.estimate == pytest.approx(2.5)
+
+
+def test_the_direct_methods_interval_is_the_regressions_sandwich():
+    """One context, so that nothing else varies."""
+    rng = np.random.default_rng(2)
+    phi, a, r = rng.normal(size=(1, 4, 3)), rng.integers(4, size=30), rng.normal(size=30)
+    frame = pd.DataFrame({"context": 0, "action": a, "reward": r})
+    found = value(frame, np.array([[0.1, 0.2, 0.3, 0.4]]), method="dm", features=phi, ridge=0.5)
+    seen, mean = phi[0, a], np.array([0.1, 0.2, 0.3, 0.4]) @ phi[0]
+    V = np.linalg.inv(seen.T @ seen + 0.5 * np.eye(3))
+    theta = V @ seen.T @ r
+    error = np.sqrt(mean @ V @ (seen.T * (r - seen @ theta) ** 2) @ seen @ V @ mean)
+    assert found.estimate == pytest.approx(mean @ theta)
+    assert found.high - found.estimate == pytest.approx(stats.t.ppf(0.975, 29) * error)
+
+
+def test_a_rows_own_reward_does_not_predict_it():
+    x, a, r = RNG.integers(X, size=23), RNG.integers(A, size=23), RNG.normal(size=23)
+    moved = r + 100 * (np.arange(23) == 4)
+    one, two = (_cross_fit(x, a, rewards, PHI, 1.0, 5) for rewards in (r, moved))
+    assert (one[4] == two[4]).all()
+    assert (one[5] != two[5]).any()
 
 
 def test_a_good_model_makes_doubly_robust_narrower_than_weighting():
