@@ -83,8 +83,8 @@ def sail_dp(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, coef: flo
 
 def sail_rev_kl(log_probs: PairLogProbs, label: Tensor, kl_coef: float, *, coef: float, kl_weight: float) -> Tensor:
     """SAIL-RevKL: `sail_pr` + kl_weight KL(pi || pi_ref), estimated on the same two responses. Source: 2606.31524 (its
-    gamma is kl_weight; read in abstract only). A large kl_weight makes the stationary point unique and draws it to pi_ref.
-    Population minimiser: none, as `sail_pr`."""
+    gamma is kl_weight; read in abstract only). A large kl_weight makes the stationary point unique and draws it to
+    pi_ref. Population minimiser: none, as `sail_pr`."""
     non_negative(kl_weight=kl_weight)
     penalty = divergence(log_probs)[..., :2].mean(-1)
     return sail_pr(log_probs, label, kl_coef, coef=coef) + kl_weight * penalty
