@@ -251,6 +251,8 @@ def plot(frame: pd.DataFrame) -> Figure:
                 look = look._replace(dash=dashes[pairs])
                 plotting.curves(last, rows.assign(name=name), "informative_pairs", "name", looks={name: look})
     last.set_title("alpha 0, kl_coef .1")
+    for ax in (exact, last):  # room for the legend
+        ax.set_ylim(top=1.5 * ax.get_ylim()[1])
     return figure
 
 
