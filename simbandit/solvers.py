@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+LEGS, CONTRACTION = 6, 0.9  # of `corrected`
+
 
 class Proposal(NamedTuple):
     """A step (R, n), the slope (R,) along it, and, where it can be told, about how far from the minimiser the whole
@@ -94,6 +96,7 @@ def newton_local(
     x: Tensor,
     ball: Tensor | float | None,
     gradient_at: Callable[[Tensor], Tensor] | None = None,
+    legs: int = LEGS,
 ) -> Local:
     """A convex objective with the Newton step, x (R, d); with `ball` the exact minimiser of the quadratic model within
     ||x|| <= ball (a number or (R, 1)). The residual is the gradient's norm, or the projected gradient's. `gradient_at`
@@ -126,7 +129,7 @@ def newton_local(
                 free = q - torch.cholesky_solve(slope[..., None], factor).squeeze(-1)
                 return torch.where(singular[:, None], q, within(free, slope, H, q))
 
-            q, left = corrected(x, q, gradient, correction)
+            q, left = corrected(x, q, gradient, correction, legs)
         step = q - x
         return Proposal(step, (gradient * step).sum(-1), left)
 
@@ -134,20 +137,20 @@ def newton_local(
     return Local(value, moved.norm(dim=-1), propose)
 
 
-LEGS, CONTRACTION = 6, 0.9
-
-
-def corrected(x: Tensor, q: Tensor, gradient: Tensor, correction: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def corrected(
+    x: Tensor, q: Tensor, gradient: Tensor, correction: Callable[[Tensor], Tensor], legs: int = LEGS
+) -> tuple[Tensor, Tensor]:
     """The end of a Newton step from x to q whose Hessian serves on for short legs, each with the gradient where the one
     before ended (Shamanskii 1967): `correction` leads from a point to the next. With m legs the order of convergence is
     m + 2 for one Hessian, m + 1 gradients and as many back-substitutions. A leg longer than CONTRACTION times the one
     before it shows that the Hessian is out of date, and is not taken (without this bound, legs between two faces of a
     box lead back to x); at rounding level they end. Where the whole is no longer a descent as the Newton step is, that
-    one is taken. Second: about how far the end is from the minimiser.
+    one is taken. Not for objectives that are not convex (legs 0): there they end in higher minima. Second: about how
+    far the end is from the minimiser.
     """
     newton, whole = q, (q - x).abs().amax(-1, keepdim=True)
     ahead = left = whole
-    for _ in range(LEGS):
+    for _ in range(legs):
         further = correction(q)
         leg = (further - q).abs().amax(-1, keepdim=True)
         going = (leg <= CONTRACTION * ahead) & (left > 1e-13)
