@@ -162,7 +162,8 @@ class _Contexts:
 
 def _legs(objective: DuelObjective) -> int:
     """Where the objective is not convex, plain Newton: of 1,200 fits of SE-POPO (6 actions, rewards 0 to 7, kl_coef .1)
-    767 ended higher with legs, 19 lower."""
+    from warm starts that legs had made 767 ended higher with legs and 19 lower, from those of plain Newton 163 and 170.
+    """
     return LEGS if objective.convex else 0
 
 

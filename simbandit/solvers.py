@@ -145,8 +145,8 @@ def corrected(
     m + 2 for one Hessian, m + 1 gradients and as many back-substitutions. A leg longer than CONTRACTION times the one
     before it shows that the Hessian is out of date, and is not taken (without this bound, legs between two faces of a
     box lead back to x); at rounding level they end. Where the whole is no longer a descent as the Newton step is, that
-    one is taken. Not for objectives that are not convex (legs 0): there they end in higher minima. Second: about how
-    far the end is from the minimiser.
+    one is taken. Not for objectives that are not convex (legs 0): there they often end in higher minima. Second: about
+    how far the end is from the minimiser.
     """
     newton, whole = q, (q - x).abs().amax(-1, keepdim=True)
     ahead = left = whole
