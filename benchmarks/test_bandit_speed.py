@@ -165,8 +165,7 @@ def test_design_on_a_hundred_thousand_pairs(benchmark: Any) -> None:
     assert design.converged
     assert design.largest_width <= 32 * (1 + 1e-3)
     assert steps <= 40
-    assert peaks[100_000] < 1.5 * z.nbytes / 2**20
-    assert peaks[200_000] / peaks[50_000] < 4.5
+    assert all(peak < 1.5 * n * 32 * 8 / 2**20 for n, peak in peaks.items())
 
 
 def least(*functions: Callable[[], Any], repetitions: int = 25) -> list[float]:

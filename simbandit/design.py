@@ -51,7 +51,7 @@ def d_optimal(
     from the narrowest of the support, whichever promises more; the step s = (q_j / r - 1) / (q_j - 1) is the exact
     maximiser of log det along it. Steps run on a working set (the support and the widest candidates); a pass over all
     candidates then eliminates those that provably carry no weight in any optimum (Harman and Pronzato 2007: q_j < r (1
-    + e / 2 - sqrt(e (4 + e - 4 / r)) / 2), e = max q / r - 1), and either certifies the design or widens the working
+    + e / 2 - sqrt(e (4 + e - 4 / r)) / 2), e = max q - r), and either certifies the design or widens the working
     set.
 
     Candidates that do not span R^d: the design is that of the span, and a warning names the missing directions.
@@ -86,8 +86,7 @@ def d_optimal(
             if certified or iterations >= max_iterations:
                 break
         excess = largest / r - 1
-        bound = r * (1 + excess / 2 - np.sqrt(excess * (4 + excess - 4 / r)) / 2)
-        keep = (q >= bound * (1 - 1e-9)) | np.isin(alive, support)
+        keep = (q >= _least_width(largest, r) * (1 - 1e-9)) | np.isin(alive, support)
         if keep.mean() < 0.75:  # else copying the others costs more than it saves
             alive, rows, q = alive[keep], rows[keep], q[keep]
         widest = alive[np.argpartition(-q, min(len(q) - 1, 4 * r))[: 4 * r + 1]]
@@ -101,6 +100,14 @@ def d_optimal(
     full = np.zeros(len(z))
     full[support] = weights
     return Design(full, largest, r, missing, iterations, certified)
+
+
+def _least_width(largest: float, r: int) -> float:
+    """Below it a candidate is in no optimal support, whose widths under a design whose largest is known are at least
+    this much (Harman and Pronzato 2007): r times the least eigenvalue that H = V^-1/2 V* V^-1/2 can have, given that
+    tr H <= largest and tr H^-1 <= r."""
+    excess = largest - r
+    return r * (1 + excess / 2 - np.sqrt(excess * (4 + excess - 4 / r)) / 2)
 
 
 def _span(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

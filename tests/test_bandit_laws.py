@@ -205,3 +205,9 @@ def test_appos_step_by_hand():
     assert 0 < (advantage == 2.0).mean() < 1
     expected = before[1] * np.exp(0.4 * advantage)
     np.testing.assert_allclose(after[1], expected / expected.sum(1, keepdims=True), rtol=1e-9)
+
+
+def test_appos_default_step_is_the_theorems():
+    """sqrt(2 log A / T)."""
+    setting = setting_of(POOL, rounds=50)
+    assert algorithms.create("appo")._rate(setting) == pytest.approx(np.sqrt(2 * np.log(setting.n_actions) / 50))

@@ -11,7 +11,7 @@ from scipy.special import xlogy
 
 from simbandit import algorithms
 from simbandit.algorithms.active import _bald
-from simbandit.design import _frank_wolfe, apportion, d_optimal, largest_width
+from simbandit.design import _frank_wolfe, _least_width, apportion, d_optimal, largest_width
 from simbandit.draws import Draws
 from simbandit.oracles import BradleyTerry
 from simbandit.simulate import Problem, simulate
@@ -116,6 +116,24 @@ def test_candidates_that_mean_nothing_are_refused(vectors, message):
         d_optimal(np.eye(2), tolerance=0.0)
 
 
+def test_what_is_eliminated_is_in_no_optimal_support():
+    """Widths under designs of any excess: those of the optimal support stay above the bound, and come near it."""
+    closest = np.inf
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        r = 2 + seed % 4
+        z = rng.normal(size=(60, r)) * np.exp(rng.normal(size=(60, 1)) / 2)
+        optimal = d_optimal(z, tolerance=1e-7)
+        kept = optimal.weights > 1e-4
+        for spread in (0.1, 0.5, 2.0):
+            w = np.where(kept, optimal.weights, 1e-3) * np.exp(spread * rng.normal(size=60))
+            q = widths(z, w / w.sum())
+            bound = _least_width(q.max(), r)
+            assert q[kept].min() >= bound * (1 - 1e-6)
+            closest = min(closest, q[kept].min() / bound)
+    assert closest < 1.5, closest
+
+
 def test_unfinished_designs_say_so():
     z = np.random.default_rng(0).normal(size=(300, 6))
     rough = d_optimal(z, tolerance=1e-4, max_iterations=20)
@@ -137,6 +155,8 @@ def test_apportionment_sums_follows_and_keeps_its_efficiency():
             assert count[w > 0].min() >= 1
             support = w > 0  # Pukelsheim and Rieder: every share at least (1 - s / n) of its weight
             assert (count[support] / n / w[support]).min() >= 1 - 7 / n
+            # what makes an apportionment efficient: no answer could serve another candidate better
+            assert ((count[support] - 1) / w[support]).max() <= (count[support] / w[support]).min() * (1 + 1e-12)
     with pytest.raises(ValueError, match="weights, n: "):
         apportion([0.5, 0.2], 10)
 
