@@ -210,4 +210,5 @@ def test_appos_step_by_hand():
 def test_appos_default_step_is_the_theorems():
     """sqrt(2 log A / T)."""
     setting = setting_of(POOL, rounds=50)
-    assert algorithms.create("appo")._rate(setting) == pytest.approx(np.sqrt(2 * np.log(setting.n_actions) / 50))
+    appo: Any = algorithms.create("appo")
+    assert appo._rate(setting) == pytest.approx(np.sqrt(2 * np.log(setting.n_actions) / 50))
