@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -330,12 +331,11 @@ class _Run:
 
     def _stretches(self, schedule: set[int], keep_data: bool) -> Iterator[tuple[int, int]]:
         """(first round, rounds) that are played in one go: what is recorded, or kept, is played by itself."""
-        t, rounds = 0, 0 if self.algorithm.offline else self.rounds
+        t, rounds, recorded = 0, 0 if self.algorithm.offline else self.rounds, sorted(schedule)
         while t < rounds:
             length = 1
             if self.stretch > 1 and not keep_data and t not in schedule:
-                length = min(s for s in schedule if s > t) - t
-            length = min(length, self.stretch)
+                length = min(recorded[bisect(recorded, t)] - t, self.stretch)
             yield t, length
             t += length
 
