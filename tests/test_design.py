@@ -1,12 +1,13 @@
 """Optimal design: certificates, against known designs, in a span, rounded; and what active methods ask."""
 
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 from scipy.special import xlogy
 
 from simbandit import algorithms
@@ -116,9 +117,17 @@ def test_candidates_that_mean_nothing_are_refused(vectors, message):
         d_optimal(np.eye(2), tolerance=0.0)
 
 
+def _traces(x: float, r: int, largest: float) -> float:
+    return 1 / x + (r - 1) ** 2 / (largest - x) - r
+
+
 def test_what_is_eliminated_is_in_no_optimal_support():
-    """Widths under designs of any excess: those of the optimal support stay above the bound, and come near it."""
-    closest = np.inf
+    """The bound is the least eigenvalue that the two traces allow, the others being equal; and the widths of optimal
+    supports under designs of any excess stay above it."""
+    for r, largest in ((2, 2.1), (3, 4.5), (5, 30.0)):
+        # tr H = x + (r - 1) y = largest and tr H^-1 = 1 / x + (r - 1) / y = r
+        x: Any = brentq(partial(_traces, r=r, largest=largest), 1e-9, 1.0, xtol=1e-14)
+        assert _least_width(largest, r) == pytest.approx(r * x, rel=1e-9)
     for seed in range(40):
         rng = np.random.default_rng(seed)
         r = 2 + seed % 4
@@ -130,8 +139,6 @@ def test_what_is_eliminated_is_in_no_optimal_support():
             q = widths(z, w / w.sum())
             bound = _least_width(q.max(), r)
             assert q[kept].min() >= bound * (1 - 1e-6)
-            closest = min(closest, q[kept].min() / bound)
-    assert closest < 1.5, closest
 
 
 def test_unfinished_designs_say_so():
