@@ -111,14 +111,14 @@ class LeastSquares:
         return torch.from_numpy(out)
 
     def play(self, phi: Tensor, outcomes: Tensor, uniforms: Tensor, radius: float, tolerance: float) -> Tensor | None:
-        """Optimism for B rounds of one context by the compiled kernel: features (R, B, A, d), what each action would
-        be answered with (R, B, A), uniforms that break ties (R, B). The actions (R, B); None without the kernel."""
+        """Optimism for B rounds of one context by the compiled kernels: features (R, B, A, d), what each action would
+        be answered with (R, B, A), uniforms that break ties (R, B). The actions (R, B); None without the kernels."""
         if not self._compiled:
             return None
-        x = phi.numpy()[:, :, : 1 if phi.stride(2) == 0 else None].swapaxes(0, 1)
+        x = phi.numpy()[:, :, : 1 if self.arms and phi.stride(2) == 0 else None].swapaxes(0, 1)
         (R, B, _), models, d = outcomes.shape, self.arms or 1, self._array.shape[-1]
         out = np.empty((R, B), dtype=np.int64)
-        compiled.play(
+        (compiled.play if self.arms is None else compiled.play_own)(
             np.ascontiguousarray(x),
             np.ascontiguousarray(outcomes.numpy()),
             np.ascontiguousarray(uniforms.numpy().T),
@@ -180,11 +180,71 @@ class LeastSquares:
         return theta + v * error[:, None], b
 
 
+class Ahead:
+    """B rounds of one context each with a model per arm, played before its matrices see any of them.
+
+    Means, squared widths and V^-1 phi of all contexts and arms are products of whole matrices, which are read once.
+    What is observed on the way is kept as v = V^-1 phi / sqrt(1 + ||phi||^2_inverse), which corrects what follows by
+    inner products alone, and `close` writes all rank-one updates in one product: delayed updates, as in blocked
+    factorisations. The same numbers as round by round, to rounding.
+    """
+
+    def __init__(self, model: LeastSquares, phi: Tensor):
+        R, B, A, d = phi.shape
+        self._model, common = model, phi.stride(2) == 0
+        if common:  # all arms see one vector
+            phi = phi[:, :, :1]
+            half = torch.bmm(phi[:, :, 0], model.inverse.view(R, A * d, d).mT).view(R, B, A, d)
+        else:
+            half = (phi.transpose(1, 2) @ model.inverse).transpose(1, 2)
+        xp, self._phi, self._half, self._means = native(phi, half, linear(phi, tensor(model._theta)).contiguous())
+        self._squares = xp.einsum("rbad,rbcd->rba" if common else "rbad,rbad->rba", self._half, self._phi)
+        observed = (phi.new_empty(R, B, d), phi.new_empty(R, B), phi.new_empty(R, B), phi.new_zeros(R, B, A))
+        self._v, self._error, self._growth, self._played = native(*observed)[1:]  # played: one-hot
+        self._xp, self._each = native(torch.arange(R, device=phi.device))
+
+    def scores(self, b: int, radius: float) -> Any:
+        """mean + radius * width of round b, (R, A), after the rounds before it."""
+        xp, means, squares = self._xp, self._means[:, b], self._squares[:, b]
+        if b:
+            v, played, x = self._v[:, :b], self._played[:, :b], self._phi[:, b]
+            if x.shape[1] > 1:
+                x = x[self._each[:, None], xp.argmax(played, -1)]  # as each v's arm sees it
+                self._inner = xp.einsum("rbd,rbd->rb", v, x)[:, None]
+            else:
+                self._inner = xp.matmul(x, v.swapaxes(1, 2))
+            squares -= xp.matmul(self._inner * self._inner, played)[:, 0]
+            means += xp.matmul(self._inner * self._error[:, None, :b], played)[:, 0]
+        return means + radius * xp.sqrt(abs(squares))  # negative by rounding only
+
+    def observe(self, b: int, arm: Any, reward: Any) -> None:
+        """The reward (R,) of round b's action, (R,)."""
+        at = (self._each, b, arm)
+        v, growth = self._half[at], 1 + self._squares[at]
+        if b:
+            same = self._played[self._each, :b, arm][:, None]
+            v = v - self._xp.matmul(self._inner * same, self._v[:, :b])[:, 0]
+        root = self._xp.sqrt(growth)
+        self._v[:, b], self._growth[:, b] = v / root[:, None], growth
+        self._error[:, b] = (reward - self._means[at]) / root
+        self._played[at] = 1.0
+
+    def close(self) -> None:
+        """Tells the model."""
+        model, (R, B, d) = self._model, self._v.shape
+        v, played, error, growth = map(tensor, (self._v, self._played, self._error, self._growth))
+        updates = (played[..., None] * v[:, :, None]).view(R, B, -1)
+        model.inverse.view(R, -1, d).baddbmm_(updates.mT, v, alpha=-1)
+        tensor(model._theta).add_(played.mT @ (error[..., None] * v))
+        model._log_det.add_((played.mT @ growth.log()[..., None])[..., 0])
+        model.n += B
+
+
 def linear(phi: Tensor, theta: Tensor) -> Tensor:
     """<theta, phi> of features (R, B, A, d), theta (R, d) or, with a model per arm, (R, A, d): (R, B, A)."""
     xp, f, t = native(phi, theta)
-    if theta.ndim == 3 and f.shape[1] == 1 and phi.stride(2) == 0:
-        return tensor(xp.matmul(t, f[:, 0, 0, :, None]).swapaxes(1, 2))
+    if theta.ndim == 3 and (phi.stride(2) == 0 or f.shape[2] == 1):
+        return tensor(xp.matmul(t, f[:, :, 0].swapaxes(1, 2)).swapaxes(1, 2))
     if theta.ndim == 3:
         return tensor(xp.einsum("rbad,rad->rba", f, t))
     R, B, A, d = f.shape

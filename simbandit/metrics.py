@@ -231,6 +231,8 @@ METRICS: dict[str, Metric] = {
 CUMULATIVE = "cumulative_"
 OF_PLAY = frozenset({reward_regret, weak_regret, strong_regret, average_regret, summed_regret})
 """Metrics of what was played where, whatever the policy: means over the contexts of a batch."""
+OF_POLICY = {metric.function for metric in METRICS.values()} - OF_PLAY - {game_metrics.von_neumann_regret}
+"""Metrics that do not look at what was played."""
 
 
 def resolve(

@@ -31,7 +31,7 @@ CHUNK_NUMBERS = 2**24  # float64 numbers in a chunk's largest tables: 128 MB, of
 LARGEST_CHUNK = 256  # beyond, tables leave the cache; below, the loop's own overhead shows
 MOST_REPLICATES = 10**7
 STRETCH_NUMBERS = 2**15  # features of a replicate that are drawn for a stretch of rounds
-LONGEST_STRETCH = 32
+LONGEST_STRETCH = 64
 HIDDEN = 32  # units of a "network"
 INTEGERS = (int, np.integer)
 
@@ -226,7 +226,9 @@ class _Run:
         self.columns: dict[str, list[tuple[int, float, Tensor]]] = {name: [] for name, _ in self.metrics}
         self.totals: dict[str, Tensor] = {}  # of cumulative metrics that have had a value
         self.data: list[tuple[int, Contexts, Tensor, Tensor]] = []
-        played = {f for name, f in self.metrics if name.startswith(CUMULATIVE)} <= metric_registry.OF_PLAY
+        summed, shown = ({f for name, f in self.metrics if name.startswith(CUMULATIVE) is b} for b in (True, False))
+        played = summed <= metric_registry.OF_PLAY
+        self.joins = shown <= metric_registry.OF_POLICY  # whether a recorded round can be the first of a stretch
         self.stretch = 1
         plays = isinstance(algorithm, Playing) and algorithm.plays and batch_size == 1
         if plays and played and hasattr(self.oracle, "outcomes"):
@@ -267,7 +269,9 @@ class _Run:
                 assert isinstance(algorithm, Playing)
                 policy = algorithm.policy(state)
                 state, actions, info = algorithm.play(state, contexts, oracle.outcomes(contexts, now), now)
-                self._record(t, False, policy, contexts, actions)
+                self._record(t, t in schedule, policy, contexts, actions)
+                if t in schedule:
+                    chosen.consider(policy)
                 self._count(actions)
                 self.info = info
                 bar.update(length)
@@ -330,11 +334,12 @@ class _Run:
         return contexts, actions, self.oracle.respond(contexts, actions, now)
 
     def _stretches(self, schedule: set[int], keep_data: bool) -> Iterator[tuple[int, int]]:
-        """(first round, rounds) that are played in one go: what is recorded, or kept, is played by itself."""
+        """(first round, rounds) that are played in one go: a recorded round by itself where a metric is of what is
+        played in it, else as the first of those up to the next; and what is kept by itself."""
         t, rounds, recorded = 0, 0 if self.algorithm.offline else self.rounds, sorted(schedule)
         while t < rounds:
             length = 1
-            if self.stretch > 1 and not keep_data and t not in schedule:
+            if self.stretch > 1 and not keep_data and (self.joins or t not in schedule):
                 length = min(recorded[bisect(recorded, t)] - t, self.stretch)
             yield t, length
             t += length

@@ -115,13 +115,6 @@ def test_trajectories_are_the_plain_ones(model, features, radius, plain):
     np.testing.assert_allclose(regret()["value"], plain(regret)["value"], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("dim", [D, 34])  # 34: beyond the size from which only a triangle is read
-def test_a_matrix_is_read_as_symmetric(dim):
-    rng = np.random.default_rng(4)
-    root, x = rng.normal(size=(dim, dim)), rng.normal(size=dim)
-    np.testing.assert_allclose(compiled.square(root @ root.T, x), x @ root @ root.T @ x, rtol=1e-12)
-
-
 def test_they_can_be_switched_off():
     run = "from simbandit import compiled; print(compiled.AVAILABLE)"
     told = subprocess.run(

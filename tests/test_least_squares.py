@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from simbandit.least_squares import LeastSquares, linear
+from simbandit import compiled
+from simbandit.algorithms import choosing
+from simbandit.algorithms.choosing import play
+from simbandit.least_squares import Ahead, LeastSquares, linear
+from simbandit.types import Contexts
 
 R, B, A, D = 3, 2, 5, 4
 
@@ -82,3 +86,59 @@ def test_the_estimate_handed_out_does_not_change_later():
     assert torch.equal(theta, before[0])
     assert torch.equal(log_det, before[1])
     assert not torch.equal(model.theta, theta)
+
+
+def own(n: int) -> LeastSquares:
+    """After n observations."""
+    model, rng = LeastSquares(R, D, 0.3, arms=A), np.random.default_rng(6)
+    phi, r = data(n, 7)
+    model.observe(phi, r, torch.from_numpy(rng.integers(A, size=(R, n))))
+    return model
+
+
+def same(one: LeastSquares, other: LeastSquares) -> None:
+    assert one.n == other.n
+    for name in ("theta", "inverse", "log_det"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("common", [False, True])
+def test_rounds_ahead_of_the_updates_are_the_rounds_one_by_one(common):
+    """Whatever is played, twice the same arm and every arm among it: scores on the way, and the model after."""
+    T, radius, rng = 7, 0.8, np.random.default_rng(8)
+    phi = torch.from_numpy(rng.normal(size=(R, T, 1 if common else A, D))).expand(R, T, A, D)
+    arms = torch.tensor([[3, 3, 0, 3, 1, 2, 4], [0, 1, 0, 1, 0, 1, 0], [2, 2, 2, 2, 2, 2, 2]])
+    rewards = torch.from_numpy(rng.normal(size=(R, T)))
+    mine, reference = own(11), own(11)
+    ahead = Ahead(mine, phi)
+    for t in range(T):
+        expected = reference.scores(phi[:, t : t + 1], radius)[:, 0].numpy()
+        np.testing.assert_allclose(ahead.scores(t, radius), expected, rtol=1e-12, atol=1e-13)
+        ahead.observe(t, arms[:, t].numpy(), rewards[:, t].numpy())
+        reference.observe(phi[torch.arange(R), t, arms[:, t]][:, None], rewards[:, t, None], arms[:, t, None])
+    ahead.close()
+    same(mine, reference)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("common", [False, True])
+@pytest.mark.parametrize("models", [A, None])
+def test_a_model_that_plays_ends_as_one_that_observes(models, common, kernels, monkeypatch):
+    """In blocks of unequal length, the last of which is short."""
+    if kernels and not compiled.AVAILABLE:
+        pytest.skip("the extra `compiled` (numba) is not installed")
+    monkeypatch.setattr(compiled, "AVAILABLE", kernels)
+    monkeypatch.setattr(choosing, "LONGEST_BLOCK", 5)
+    T, radius, rng = 37, 0.8, np.random.default_rng(9)
+    phi = torch.from_numpy(rng.normal(size=(R, T, 1 if common else A, D))).expand(R, T, A, D)
+    outcomes, uniforms = torch.from_numpy(rng.normal(size=(R, T, A))), torch.from_numpy(rng.uniform(size=(R, T)))
+    mine, reference = (LeastSquares(R, D, 0.3, arms=models) for _ in range(2))
+    actions = play(mine, radius, phi, Contexts(ref_log_probs=torch.zeros(R, T, A).double()), outcomes, uniforms)
+    each = torch.arange(R)
+    for t in range(T):
+        scores = reference.scores(phi[:, t : t + 1], radius)[:, 0]
+        assert torch.equal(scores.gather(-1, actions[:, t, None])[:, 0] >= scores.amax(-1) - 1e-9, torch.ones(R).bool())
+        a = actions[:, t]
+        reference.observe(phi[each, t, a][:, None], outcomes[each, t, a][:, None], a[:, None])
+    assert len(actions.unique()) == A
+    same(mine, reference)

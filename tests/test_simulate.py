@@ -629,8 +629,32 @@ def test_rounds_played_in_one_go_are_the_rounds_one_by_one(model, law, kernels, 
     assert len(one_by_one) == 2 * 3 * R
     np.testing.assert_allclose(regret(150, [70]), one_by_one, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(regret(170, [70, 150]), one_by_one, rtol=1e-9, atol=1e-9)
-    assert max(lengths) == 32
-    assert sum(lengths) == 2 * (69 + 79) + 19  # all but the rounds that are recorded
+    assert max(lengths) == 64
+    assert sum(lengths) == 150 + 170
+
+
+def test_a_recorded_round_is_played_by_itself_where_a_metric_is_of_what_is_played(monkeypatch):
+    problem, algorithm = (
+        Problem(LinearWorld(None, 5, 3, n_evaluation=2), NoisyReward(0.5), 1.0),
+        algorithms.create("linucb"),
+    )
+    lengths = []
+    play = LinUCB.play
+    monkeypatch.setattr(LinUCB, "play", lambda *given: lengths.append(given[2].shape[1]) or play(*given))
+
+    def mine(snapshot):
+        return None if snapshot.actions is None else snapshot.actions[:, 0, 0].double()
+
+    for metric in ("reward_regret", ("mine", mine)):
+        lengths.clear()
+        names = ["cumulative_reward_regret", metric]
+        frames = [
+            simulate(problem, algorithm, rounds=30, replicates=4, metrics=names, record=record).frame()
+            for record in ("all", [7, 20])
+        ]
+        assert lengths == [6, 12, 9]
+        values = [frame[frame["round"].isin((7, 20))]["value"].to_numpy() for frame in frames]
+        np.testing.assert_allclose(values[1], values[0], rtol=1e-12, atol=1e-12)
 
 
 def test_rounds_are_not_played_in_one_go_where_every_policy_counts():

@@ -3,6 +3,7 @@ uniform that was drawn in advance."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from simbandit import compiled
-from simbandit.least_squares import LeastSquares, linear, native, tensor
+from simbandit.least_squares import Ahead, LeastSquares, linear, native, tensor
 from simbandit.policies import Rows, argmax
 from simbandit.types import Contexts
 
+SHORTEST_BLOCK, LONGEST_BLOCK = 4, 16  # rounds
+BLOCK_NUMBERS = 2**16  # numbers of a replicate
 TIE = 1e-9  # scores closer than this, relative to 1 + |the best|, are tied
 
 
@@ -44,16 +47,43 @@ def play(
     from one by one. phi (R, B, A, d), what the model regresses on; outcomes (R, B, A)."""
     if not contexts.ragged and (actions := model.play(phi, outcomes, uniforms, radius, TIE)) is not None:
         return actions
-    ref, each = contexts.ref_log_probs, torch.arange(len(phi), device=phi.device)[:, None]
-    actions = torch.empty(uniforms.shape, dtype=torch.int64, device=phi.device)
+    B, A, d = phi.shape[1:]
+    most = max(SHORTEST_BLOCK, min(LONGEST_BLOCK, BLOCK_NUMBERS // (A * d)))
+    split = [x.tensor_split(math.ceil(B / most), dim=1) for x in (phi, contexts.ref_log_probs, outcomes, uniforms)]
+    return torch.cat([_block(model, radius, *block) for block in zip(*split, strict=True)], dim=1)
+
+
+def _block(model: LeastSquares, radius: float, phi: Tensor, ref: Tensor, outcomes: Tensor, uniforms: Tensor) -> Tensor:
+    rounds = _OneByOne(model, phi) if model.arms is None else Ahead(model, phi)
+    absent, each = ref == -torch.inf, torch.arange(len(phi), device=phi.device)
+    ragged, actions = bool(absent.any()), torch.empty_like(uniforms, dtype=torch.int64)
+    xp, each, actions, rewards, draws = native(each, actions, outcomes, uniforms)
     for b in range(phi.shape[1]):
-        now = slice(b, b + 1)
-        scores = model.scores(phi[:, now], radius)
-        if contexts.ragged:
-            scores = scores.masked_fill(ref[:, now] == -torch.inf, -torch.inf)
-        actions[:, now] = chosen = tensor(_pick(*native(scores, uniforms[:, now])))
-        model.observe(phi[each, b, chosen], outcomes[each, b, chosen], chosen)
-    return actions
+        scores = rounds.scores(b, radius)
+        if ragged:
+            scores = native(tensor(scores).masked_fill(absent[:, b], -torch.inf))[1]
+        actions[:, b] = chosen = _pick(xp, scores, draws[:, b])
+        rounds.observe(b, chosen, rewards[each, b, chosen])
+    rounds.close()
+    return tensor(actions)
+
+
+class _OneByOne:
+    """As `Ahead`, for one model of all actions, where a round's products are as fast one by one."""
+
+    def __init__(self, model: LeastSquares, phi: Tensor):
+        self._model, self._phi = model, phi
+
+    def scores(self, b: int, radius: float) -> Any:
+        return native(self._model.scores(self._phi[:, b : b + 1], radius)[:, 0])[1]
+
+    def observe(self, b: int, arm: Any, reward: Any) -> None:
+        arm = tensor(arm)
+        x = self._phi[torch.arange(len(arm), device=arm.device), b, arm]
+        self._model.observe(x[:, None], tensor(reward)[:, None])
+
+    def close(self) -> None:
+        pass
 
 
 def choose_pair(scores: Tensor, contexts: Contexts, uniforms: Tensor) -> Tensor:
