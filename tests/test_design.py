@@ -219,6 +219,19 @@ def test_coreset_asks_for_the_farthest_difference():
             near = np.minimum(near, np.minimum(np.linalg.norm(z - q, axis=1), np.linalg.norm(z + q, axis=1)))
 
 
+def test_coreset_knows_when_every_difference_has_been_asked():
+    """Distances of exactly 0, so that ties decide from then on, not rounding."""
+    algorithm: Any = algorithms.create("coreset")
+    setting = setting_of(POOL)
+    state = algorithm.init(setting)
+    index, first, second = (torch.from_numpy(x).flatten() for x in np.mgrid[:5, :6, :6])
+    for half in (first < second, first > second):
+        contexts = Contexts(index=index[half].expand(2, -1), pool=setting.contexts)
+        pairs = torch.stack([first[half], second[half]], dim=-1).expand(2, -1, -1)
+        state, _ = algorithm.update(state, contexts, pairs, torch.ones(2, 75).double(), Draws(0, 2).at(0))
+        assert (state.near == 0.0).all()
+
+
 def test_uncertainty_asks_where_the_label_is_nearest_to_a_coin_flip():
     state, algorithm, contexts = trained("uncertainty")
     asked = algorithm.ask(state, contexts, Draws(0, 2).at(9))

@@ -198,7 +198,7 @@ def _distances(phi: Tensor) -> Tensor:
     """||phi_a - phi_b|| (R, X, A, A) by the Gram trick."""
     gram = phi @ phi.mT
     norms = gram.diagonal(dim1=-2, dim2=-1)
-    return (norms[..., :, None] + norms[..., None, :] - 2 * gram).clamp_min(0.0).sqrt()
+    return _root(norms[..., :, None] + norms[..., None, :], 2 * gram)
 
 
 def _approach(near: Tensor, phi: Tensor, contexts: Contexts, actions: Tensor) -> None:
@@ -209,8 +209,14 @@ def _approach(near: Tensor, phi: Tensor, contexts: Contexts, actions: Tensor) ->
         q = asked[:, b, 0] - asked[:, b, 1]
         along = linear(phi, q)
         product = (along[..., :, None] - along[..., None, :]).abs()
-        distance = (squares + q.square().sum(-1)[:, None, None, None] - 2 * product).clamp_min(0.0).sqrt()
+        distance = _root(squares + q.square().sum(-1)[:, None, None, None], 2 * product)
         torch.minimum(near, distance, out=near)
+
+
+def _root(squares: Tensor, product: Tensor) -> Tensor:
+    """sqrt(squares - product), exactly 0 where only rounding is left: pairs already asked are then tied."""
+    rest = squares - product
+    return rest.masked_fill(rest <= 1e-12 * squares, 0.0).sqrt()
 
 
 # ------------------------------------------------------------------------------------------------- one-shot design
