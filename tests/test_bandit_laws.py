@@ -1,5 +1,6 @@
 """Laws and schedules that a regret curve would not show: exploration, EXP4's weights, RUCB's bounds, APPO's step."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 from simbandit import algorithms
+from simbandit.algorithms.bandits import norm_bound
+from simbandit.algorithms.inverse_gap import InverseGap
 from simbandit.draws import Draws
 from simbandit.oracles import NoisyReward
 from simbandit.policies import Mixture, Tabular
@@ -39,6 +42,90 @@ def test_explore_then_commit_is_uniform_then_greedy_in_what_it_learnt_there():
         assert ((phi[switch:, r] @ theta).argmax(-1) == actions[switch:, r]).all()
     default: Any = algorithms.create("explore_then_commit")
     assert default._switch(simulate_setting(FRESH, rounds=1000)) == 100  # T^(2/3), not 101 by rounding
+
+
+def test_explore_then_commit_without_exploration_commits_to_its_first_observation():
+    algorithm: Any = algorithms.create("explore_then_commit", exploration=0.0)
+    state = algorithm.init(simulate_setting(FRESH))
+    contexts, actions, rewards = batch_of(5)
+    for t in range(2):
+        state, _ = algorithm.update(state, contexts, actions, rewards, DRAWS.at(t))
+    assert state.model.n == 5
+
+
+def batch_of(size: int, seed: int = 0) -> tuple[Contexts, torch.Tensor, torch.Tensor]:
+    """Fresh contexts of 7 actions and 4 features, actions (2, size, 1), rewards (2, size)"""
+    rng = np.random.default_rng(seed)
+    features, ref = torch.from_numpy(rng.normal(size=(2, size, 7, 4))), torch.zeros(2, size, 7).double()
+    actions = torch.from_numpy(rng.integers(7, size=(2, size, 1)))
+    return Contexts(features=features, ref_log_probs=ref), actions, torch.from_numpy(rng.normal(size=(2, size)))
+
+
+def ridge_of(contexts: Contexts, actions: torch.Tensor, rewards: torch.Tensor, ridge: float) -> tuple[Any, Any]:
+    """V (R, d, d) and theta (R, d) of ridge regression."""
+    x = np.take_along_axis(contexts.features.numpy(), actions.numpy()[..., None], 2)[:, :, 0]
+    V = ridge * np.eye(4) + np.einsum("rbd,rbe->rde", x, x)
+    return V, np.linalg.solve(V, np.einsum("rbd,rb->rd", x, rewards.numpy())[..., None])[..., 0]
+
+
+def test_linucb_learns_from_a_whole_batch_and_its_radius_is_that_of_what_it_has_learnt():
+    """noise sqrt(log(det V / ridge^d) + 2 log(1 / delta)) + sqrt(ridge) S, with the determinant after the batch."""
+    algorithm: Any = algorithms.create("linucb", radius="determinant", noise_std=0.5, ridge=0.6)
+    data = batch_of(9)
+    state, info = algorithm.update(algorithm.init(simulate_setting(FRESH)), *data, DRAWS.at(0))
+    V, theta = ridge_of(*data, 0.6)
+    np.testing.assert_allclose(info.theta, theta, rtol=1e-9)
+    root = np.sqrt(np.linalg.slogdet(V / 0.6)[1] + 2 * np.log(1 / 0.05))
+    np.testing.assert_allclose(state.radius, 0.5 * root + np.sqrt(0.6), rtol=1e-9)
+
+
+def test_the_norms_bound_is_the_worlds_else_the_largest_reward_in_size():
+    setting = simulate_setting(FRESH, reward_range=(-3.0, 2.0), theta_bound=None)
+    assert norm_bound(setting) == 3.0
+    assert norm_bound(simulate_setting(FRESH, reward_range=(-3.0, 2.0), theta_bound=1.5)) == 1.5
+
+
+def test_inverse_gap_weights_share_the_rest_among_exact_ties_only():
+    contexts = Contexts(
+        features=torch.tensor([[[[1.0], [0.995], [1.0], [0.0]]]], dtype=torch.float64),
+        ref_log_probs=torch.zeros(1, 1, 4).double(),
+    )
+    law = InverseGap(torch.ones(1, 1).double(), torch.tensor([6.0]).double()).log_probs(contexts).exp()
+    near, far = 1 / (4 + 6 * 0.005), 1 / (4 + 6)
+    rest = (1 - near - far) / 2
+    np.testing.assert_allclose(law[0, 0], [rest, near, rest, far], rtol=1e-12)
+
+
+def test_squarecbs_next_law_is_that_of_all_it_has_seen():
+    """The regression with the last batch in it; gamma_t = 10 sqrt(t) with t the next interaction's number, and over the
+    whole run of 100 rounds of 5 interactions in the theory's."""
+    data, wide = batch_of(5), simulate_setting(FRESH, reward_range=(-3.0, 5.0), batch_size=5)
+    algorithm: Any = algorithms.create("squarecb", ridge=0.6)
+    state, _ = algorithm.update(algorithm.init(wide), *data, DRAWS.at(0))
+    np.testing.assert_allclose(state.policy.theta, ridge_of(*data, 0.6)[1], rtol=1e-9)
+    np.testing.assert_allclose(state.policy.gamma, 10 * np.sqrt(6) / 8)
+    theory: Any = algorithms.create("squarecb", gamma="theory").init(wide)
+    expected = np.sqrt(7 * 500 / (4 * np.log(1 + 500 / 4) + np.log(2 / 0.05)))
+    np.testing.assert_allclose(theory.policy.gamma, expected / 8)
+
+
+def test_falcons_epochs_end_with_the_batch_that_reaches_a_power_of_two():
+    """Batches of 5: epochs end at 5, 10, 20, 35 interactions (2, 8, 16, 32 are reached there), with the regression of
+    all data so far, which later data leave alone."""
+    algorithm: Any = algorithms.create("falcon", gamma=2.0, ridge=0.6)
+    state, laws = algorithm.init(simulate_setting(FRESH, reward_range=(0.0, 2.0), batch_size=5)), []
+    batches = [batch_of(5, seed) for seed in range(8)]
+    for t, data in enumerate(batches):
+        state, _ = algorithm.update(state, *data, DRAWS.at(t))
+        laws.append(state.policy)
+    renewed = [5 * (t + 1) for t in range(8) if t == 0 or laws[t] is not laws[t - 1]]
+    assert renewed == [5, 10, 20, 35]
+    np.testing.assert_allclose(laws[-1].gamma, 2 * np.sqrt(35) / 2)
+    x = [np.take_along_axis(c.features.numpy(), a.numpy()[..., None], 2)[:, :, 0] for c, a, _ in batches[:7]]
+    phi, r = np.concatenate(x, 1), np.concatenate([r.numpy() for _, _, r in batches[:7]], 1)
+    V = 0.6 * np.eye(4) + np.einsum("rbd,rbe->rde", phi, phi)
+    theta = np.linalg.solve(V, np.einsum("rbd,rb->rd", phi, r)[..., None])[..., 0]
+    np.testing.assert_allclose(laws[-1].theta, theta, rtol=1e-9)
 
 
 def test_epsilon_greedy_explores_as_often_as_said():
@@ -86,7 +173,7 @@ def test_exp4s_weights_are_the_references():
         update = torch.from_numpy(a)[:, None, None], torch.from_numpy(r)[:, None]
         state, _ = algorithm.update(state, contexts, *update, DRAWS.at(t))
     default: Any = algorithms.create("exp4").init(setting)
-    assert len(default.experts) == 2 * 2 + 2
+    assert default.policy.log_weights.shape == (2, 2 * 2 + 2)
     slow: Any = algorithms.create("exp4", policies=experts)  # sqrt(2 log E / (A T)) with E = 2, A = 4, T = 100
     x, a = torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1, 1, dtype=torch.int64)
     after, _ = slow.update(
@@ -95,6 +182,55 @@ def test_exp4s_weights_are_the_references():
     odds = (after.policy.log_weights[:, 0] - after.policy.log_weights[:, 1]).numpy()
     loss = 0.75 * (laws[0, 0, 1] - laws[1, 0, 1]) / laws[:, 0, 1].mean()
     np.testing.assert_allclose(odds, -np.sqrt(2 * np.log(2) / 400) * loss, rtol=1e-9)
+
+
+def test_exp4s_own_policies_are_best_and_worst_of_every_feature_the_reference_and_the_uniform():
+    """In a finite world and in fresh contexts, one of which lacks an action; a tie is shared."""
+    phi = np.array(
+        [[[0.0, 2.0], [1.0, -1.0], [1.0, 0.5], [9.0, 9.0]], [[0.3, 0.1], [0.2, 0.4], [0.1, 0.2], [0.0, 0.3]]]
+    )
+    ref = np.array([[0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4]])
+    expected = np.array(
+        [
+            [[0, 0.5, 0.5, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], ref[0], [1 / 3, 1 / 3, 1 / 3, 0]],
+            [[1, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 0], [1, 0, 0, 0], ref[1], [0.25] * 4],
+        ]
+    )
+    held = {"features": torch.from_numpy(phi)[None].expand(3, -1, -1, -1)}
+    held["ref_log_probs"] = torch.from_numpy(ref).log()[None].expand(3, -1, -1)
+    pool, fresh = Contexts(index=torch.arange(2).expand(3, 2), **held), Contexts(**held)
+    weights = np.random.default_rng(0).dirichlet(np.ones(6), size=3)
+    for contexts, finite in (
+        (fresh, None),
+        (pool, pool),
+        (Contexts(index=torch.tensor([[1, 0]] * 3), pool=pool), pool),
+    ):
+        made: Any = algorithms.create("exp4", exploration=0.2)
+        setting = simulate_setting(LinearWorld(2, 4, 2), replicates=3, contexts=finite, n_actions=4)
+        state = made.init(setting)
+        law = replace(made.policy(state), log_weights=torch.from_numpy(weights).log()).log_probs(contexts).exp()
+        even = (ref > 0) / (ref > 0).sum(1, keepdims=True)
+        wanted = 0.8 * np.einsum("re,xea->rxa", weights, expected) + 0.2 * even
+        order = [0, 1] if contexts.index is None else contexts.index[0].tolist()
+        np.testing.assert_allclose(law, wanted[:, order], rtol=1e-12)
+
+
+def test_exp4_adds_up_the_losses_of_a_batch_and_ignores_actions_that_none_of_its_policies_plays():
+    """Those can only come from logs; default step sqrt(2 log E / (A T)) with T = 100 rounds of 3."""
+    setting = simulate_setting(LinearWorld(3, 4, 2, theta_norm=1.0), reward_range=(0.0, 1.0), batch_size=3)
+    laws = np.array([[0.2, 0.8, 0.0, 0.0], [0.6, 0.3, 0.1, 0.0]])
+    with np.errstate(divide="ignore"):
+        experts = tuple(Tabular(torch.from_numpy(np.log(law)).expand(2, 3, 4)) for law in laws)
+    algorithm: Any = algorithms.create("exp4", policies=experts)
+    a, r = np.array([[0, 1, 3], [2, 0, 0]]), np.array([[0.5, 0.25, 0.0], [1.0, 0.0, 0.75]])
+    contexts = Contexts(index=torch.tensor([[0, 2, 1], [1, 1, 0]]), pool=setting.contexts)
+    state, _ = algorithm.update(
+        algorithm.init(setting), contexts, torch.from_numpy(a)[..., None], torch.from_numpy(r), DRAWS.at(0)
+    )
+    mean = np.where(laws.mean(0) > 0, laws.mean(0), 1.0)
+    losses = np.einsum("erb,rb->re", (laws / mean)[:, a], 1 - r)
+    odds = state.policy.log_weights[:, 0] - state.policy.log_weights[:, 1]
+    np.testing.assert_allclose(odds, -np.sqrt(2 * np.log(2) / 1200) * (losses[:, 0] - losses[:, 1]), rtol=1e-9)
 
 
 def test_rucbs_champion_and_rival_are_those_of_its_bounds():

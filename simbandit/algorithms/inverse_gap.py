@@ -9,7 +9,7 @@ range.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,7 +20,7 @@ from simbandit.algorithms.checks import check
 from simbandit.algorithms.choosing import TIE
 from simbandit.draws import Round
 from simbandit.least_squares import LeastSquares, linear
-from simbandit.policies import Reference, Rows, argmax, normalise
+from simbandit.policies import Rows, inverse_cdf, maximisers, normalise, uniform
 from simbandit.policies import Uniform as UniformPolicy
 from simbandit.types import Contexts, Feedback, Info, Policy, Setting
 
@@ -187,41 +187,48 @@ class Falcon:
 # --------------------------------------------------------------------------------------------------------------- EXP4
 
 
-@dataclass(frozen=True, eq=False)
-class AlongCoordinate(Rows):
-    """argmax_a of one feature, or with sign -1 argmin; uniform over ties."""
-
-    coordinate: int
-    sign: float
-
-    def rows(self, contexts: Contexts) -> Tensor:
-        return argmax(self.sign * contexts.features[..., self.coordinate], contexts.ref_log_probs)
+def advice_of(experts: tuple[Policy, ...], contexts: Contexts) -> Tensor:
+    """Probabilities of every expert, (R, B, E, A). No experts: argmax and argmin of every feature (uniform over ties),
+    the reference and the uniform policy, all at once."""
+    if experts:
+        return torch.stack([expert.log_probs(contexts) for expert in experts], dim=2).exp_()
+    features, ref = contexts.features.mT, contexts.ref_log_probs[:, :, None]
+    along = maximisers(torch.stack([features, -features], dim=3).flatten(2, 3), ref).to(ref.dtype)
+    return torch.cat([along.div_(along.sum(-1, keepdim=True)), ref.exp(), uniform(ref).exp()], dim=2)
 
 
 @dataclass(frozen=True, eq=False)
 class ExpertMixture(Rows):
-    """The mixture of policies with weights (R, E) in log space, and `exploration` of the uniform policy."""
+    """The mixture of policies with weights (R, E) in log space, and `exploration` of the uniform policy. experts: as in
+    `advice_of`; table (R, X, E, A): their advice in a finite world, so that a round only gathers."""
 
     log_weights: Tensor
     exploration: float
     experts: tuple[Policy, ...]
+    table: Tensor | None
+
+    def advice(self, contexts: Contexts) -> Tensor:
+        return advice_of(self.experts, contexts) if self.table is None else contexts.rows(self.table)
 
     def rows(self, contexts: Contexts) -> Tensor:
-        advice = torch.stack([expert.log_probs(contexts) for expert in self.experts], dim=-1)  # (R, B, A, E)
-        law = torch.logsumexp(advice + self.log_weights[:, None, None], dim=-1)
+        return self.mixed(self.advice(contexts), contexts).log()
+
+    def mixed(self, advice: Tensor, contexts: Contexts) -> Tensor:
+        """Probabilities (R, B, A)."""
+        law = (self.log_weights.exp()[:, None, None] @ advice).squeeze(2)
         if self.exploration > 0:
-            uniform = UniformPolicy().rows(contexts) + math.log(self.exploration)
-            law = torch.logaddexp(law + math.log1p(-self.exploration), uniform) if self.exploration < 1 else uniform
-        return normalise(law)
+            law = (1 - self.exploration) * law + self.exploration * uniform(contexts.ref_log_probs).exp()
+        return law
 
 
 @dataclass
 class _Experts:
     setting: Setting
-    experts: tuple[Policy, ...]
     low: float
     scale: float
     policy: ExpertMixture = field(repr=False)
+    contexts: Contexts | None = None  # what `select` was asked about, and the advice there
+    advice: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -260,18 +267,19 @@ class Exp4:
         return False
 
     def init(self, setting: Setting) -> _Experts:
-        scale = range_width(setting, "EXP4")
+        scale, pool = range_width(setting, "EXP4"), setting.contexts
         assert setting.dim is not None
         experts: tuple[Policy, ...] = self.policies
-        if not experts:
-            along = (AlongCoordinate(j, sign) for j in range(setting.dim) for sign in (1.0, -1.0))
-            experts = (*along, Reference(), UniformPolicy())
-        weights = torch.zeros(setting.replicates, len(experts), dtype=torch.float64, device=setting.device)
-        law = ExpertMixture(normalise(weights), self.exploration, experts)
-        return _Experts(setting, experts, setting.reward_range[0], scale, law)
+        n = len(experts) or 2 * setting.dim + 2
+        weights = torch.zeros(setting.replicates, n, dtype=torch.float64, device=setting.device)
+        table = None if pool is None else advice_of(experts, pool)
+        law = ExpertMixture(normalise(weights), self.exploration, experts, table)
+        return _Experts(setting, setting.reward_range[0], scale, law)
 
     def select(self, state: _Experts, contexts: Contexts, draws: Round) -> Tensor:
-        return state.policy.sample(contexts, draws.uniform("player0", contexts.shape[1]))[..., None]
+        state.contexts, state.advice = contexts, state.policy.advice(contexts)
+        law = state.policy.mixed(state.advice, contexts)
+        return inverse_cdf(law.log(), draws.uniform("player0", contexts.shape[1]))[..., None]
 
     def update(
         self, state: _Experts, contexts: Contexts, actions: Tensor, feedback: Tensor, draws: Round
@@ -279,15 +287,17 @@ class Exp4:
         del draws
         setting, law = state.setting, state.policy
         loss = 1 - (feedback - state.low) / state.scale
-        played = law.log_probs(contexts, actions).squeeze(-1)
-        advice = [expert.log_probs(contexts, actions).squeeze(-1) for expert in state.experts]
-        estimates = torch.stack([(e - played).exp() * loss for e in advice], dim=-1).sum(1)
+        advice = state.advice if state.advice is not None and contexts is state.contexts else law.advice(contexts)
+        played = law.mixed(advice, contexts).gather(-1, actions)
+        said = advice.gather(-1, actions[..., None].expand(*advice.shape[:-1], 1)).squeeze(-1)  # (R, B, E)
+        ratio = torch.where(said > 0, said / played, 0.0)  # a logged action may be nobody's
+        estimates = (ratio * loss[..., None]).sum(1)
         rate = self.step_size
         if rate is None:
             T = setting.rounds * setting.batch_size
-            rate = math.sqrt(2 * math.log(max(2, len(state.experts))) / (setting.n_actions * T))
+            rate = math.sqrt(2 * math.log(max(2, estimates.shape[-1])) / (setting.n_actions * T))
         weights = normalise(law.log_weights - rate * estimates)
-        state.policy = ExpertMixture(weights, self.exploration, state.experts)
+        state.policy = replace(law, log_weights=weights)
         return state, Info()
 
     def policy(self, state: _Experts) -> Policy:

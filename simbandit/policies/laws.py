@@ -35,11 +35,16 @@ def uniform(ref_log_probs: Tensor) -> Tensor:
 def argmax(scores: Tensor, ref_log_probs: Tensor) -> Tensor:
     """The greedy law: uniform over the maximisers (within 1e-9 of the largest magnitude), so that a tie is broken by
     the uniform that was drawn in advance and never by rounding."""
+    best = maximisers(scores, ref_log_probs)
+    return normalise(torch.zeros_like(ref_log_probs).masked_fill(~best, -torch.inf))
+
+
+def maximisers(scores: Tensor, ref_log_probs: Tensor) -> Tensor:
+    """Where `argmax` has its mass."""
     offered = ~torch.isneginf(ref_log_probs)
     masked = torch.where(offered, scores, -torch.inf)
     tolerance = 1e-9 * torch.where(offered, scores.abs(), 0.0).amax(-1, keepdim=True).clamp_min(1.0)
-    best = offered & (masked >= masked.amax(-1, keepdim=True) - tolerance)
-    return normalise(torch.zeros_like(ref_log_probs).masked_fill(~best, -torch.inf))
+    return offered & (masked >= masked.amax(-1, keepdim=True) - tolerance)
 
 
 def mixture(log_probs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
