@@ -21,7 +21,7 @@ from scipy.linalg import qr, solve_triangular
 
 CHUNK = 2**11  # rows at a time: half a megabyte at d = 32, which stays in cache
 THIN = 64  # candidates per dimension among which a start is sought
-SPAN = 1e-10  # directions with less than this share of the largest singular value are not there
+SPAN = 1e-10  # directions whose squared singular value is below this share of the largest are not there
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import beta
 
 from simbandit import algorithms
 from simbandit.algorithms.bandits import norm_bound
@@ -319,6 +320,54 @@ def test_double_thompson_keeps_to_the_hopeful_and_to_rivals_that_may_win():
         expected = np.bincount(draws.argmax(0), minlength=4) / 20_000
         seen = np.bincount(rivals, minlength=4) / len(rivals)
         assert abs(seen - expected).max() < 5 * np.sqrt(0.25 / len(rivals))
+
+
+@pytest.mark.parametrize("name", ["rucb", "double_thompson"])
+def test_tables_count_every_context_apart_and_labels_as_they_are(name):
+    """Soft labels too; an action against itself says nothing, twice the same pair in a batch counts twice."""
+    algorithm: Any = algorithms.create(name)
+    setting = setting_of(LinearWorld(3, 4, 2))
+    state, rng = algorithm.init(setting), np.random.default_rng(4)
+    index, actions = rng.integers(3, size=(2, 60)), rng.integers(4, size=(2, 60, 2))
+    labels = rng.choice([0.0, 1.0, 0.3], size=(2, 60))
+    contexts = Contexts(index=torch.from_numpy(index), pool=setting.contexts)
+    state, _ = algorithm.update(state, contexts, torch.from_numpy(actions), torch.from_numpy(labels), DRAWS.at(0))
+    wins, count = np.zeros((2, 3, 4, 4)), np.zeros((2, 3, 4, 4))
+    for r, b in np.ndindex(2, 60):
+        (i, j), x, y = actions[r, b], index[r, b], labels[r, b]
+        if i != j:
+            for first, second, label in ((i, j, y), (j, i, 1 - y)):
+                wins[r, x, first, second] += label
+                count[r, x, first, second] += 1
+    np.testing.assert_allclose(state.wins, wins, atol=1e-12)
+    np.testing.assert_allclose(state.count, count)
+    law = algorithm.policy(state).log_probs(setting.contexts).exp().numpy()
+    with np.errstate(invalid="ignore"):
+        won = np.where(count > 0, np.sign(np.round(wins / count - 0.5, 9)), 0).sum(-1)
+    best = won == won.max(-1, keepdims=True)
+    np.testing.assert_allclose(law, best / best.sum(-1, keepdims=True), atol=1e-12)
+    for t, x in enumerate(range(3)):  # what another context has seen does not matter
+        here = Contexts(index=torch.full((2, 1), x), pool=setting.contexts)
+        alone = algorithm.init(setting)
+        alone.wins[:, x], alone.count[:, x] = state.wins[:, x], state.count[:, x]
+        pairs = [algorithm.select(one, here, DRAWS.at(t)) for one in (state, alone)]
+        assert torch.equal(*pairs)
+
+
+def test_double_thompson_plays_no_match_against_what_is_not_offered():
+    """Of three actions the last is absent: the first duellist is 0 as often as a Beta(7, 5) draw exceeds 1/2."""
+    algorithm: Any = algorithms.create("double_thompson")
+    ref = np.array([[0.5, 0.5, 0.0]])
+    world = LinearWorld(1, 3, 2, features=np.eye(3)[None, :, :2], reference=ref)
+    state = algorithm.init(setting_of(world, replicates=4000))
+    pool = world.instance(4000, Draws(0, 4000)).pool
+    state.wins = torch.zeros(4000, 1, 3, 3).double()
+    state.wins[..., 0, 1], state.wins[..., 1, 0] = 6.0, 4.0
+    state.count = state.wins + state.wins.mT
+    index = torch.zeros(4000, 1, dtype=torch.int64)
+    pairs = algorithm.select(state, Contexts(index=index, pool=pool), Draws(0, 4000).at(0))
+    assert int(pairs.max()) == 1
+    assert float((pairs[:, 0, 0] == 0).double().mean()) == pytest.approx(beta.sf(0.5, 7, 5), abs=5 * 0.007)
 
 
 def test_appos_step_by_hand():

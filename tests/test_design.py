@@ -141,12 +141,47 @@ def test_what_is_eliminated_is_in_no_optimal_support():
             assert q[kept].min() >= bound * (1 - 1e-6)
 
 
+def test_the_certificate_is_over_eliminated_candidates_too(monkeypatch):
+    """A bound that eliminates far too much: the design is still one of all candidates, whatever was left out on the
+    way."""
+    monkeypatch.setattr("simbandit.design._least_width", lambda largest, r: 0.98 * largest)
+    for seed in range(4):
+        z = np.random.default_rng(seed).normal(size=(400, 5))
+        found = d_optimal(z, tolerance=1e-3)
+        assert found.converged
+        assert found.largest_width == pytest.approx(widths(z, found.weights).max(), rel=1e-9)
+        assert found.largest_width <= 5 * (1 + 1e-3)
+
+
+def test_steps_end_when_neither_way_promises_more_than_the_target():
+    """Widest and, on the support, narrowest: both within the target of the dimension."""
+    for seed, target in enumerate((0.3, 0.1, 0.03, 0.01, 1e-3)):
+        z = np.random.default_rng(seed).normal(size=(50, 4))
+        w, steps = _frank_wolfe(z, np.full(50, 1 / 50), target, 10_000)
+        q = widths(z, w)
+        assert 0 < steps < 10_000
+        assert q.max() <= 4 * (1 + target) * (1 + 1e-9)
+        assert q[w > 0].min() >= 4 * (1 - target) * (1 - 1e-9)
+
+
+def test_a_direction_that_only_one_candidate_has_is_not_thinned_away():
+    z = np.random.default_rng(2).normal(size=(1000, 3)) * [1.0, 1.0, 0.0]
+    z[777, 2] = 0.01
+    found = d_optimal(z)
+    assert found.converged
+    assert found.weights[777] == pytest.approx(1 / 3, rel=1e-2)
+    z[777, 2] = 1e-7  # below the share at which a direction counts as there
+    with pytest.warns(UserWarning, match="vectors: span 2 of 3"):
+        assert d_optimal(z).rank == 2
+
+
 def test_unfinished_designs_say_so():
     z = np.random.default_rng(0).normal(size=(300, 6))
     rough = d_optimal(z, tolerance=1e-4, max_iterations=20)
     assert not rough.converged
     assert rough.largest_width > (1 + 1e-4) * 6
     assert rough.largest_width == pytest.approx(widths(z, rough.weights).max(), rel=1e-6)
+    assert rough.iterations == 20
 
 
 def test_apportionment_sums_follows_and_keeps_its_efficiency():
@@ -193,6 +228,98 @@ def test_apo_asks_the_widest_pair_of_all_and_updates_inside_the_batch():
             seen |= {(x, i, j), (x, j, i)}
             V += np.outer(z[x, i, j], z[x, i, j])
     assert torch.equal(state.duels.inverse[0], torch.eye(3).double())  # the real design has not moved yet
+
+
+RULES = {
+    "apo": {"matrix_ridge": 0.6},
+    "apo, hessian": {"matrix_ridge": 0.6, "matrix": "hessian"},
+    "bald": {"matrix_ridge": 0.6},
+    "coreset": {},
+    "uncertainty": {},
+}
+EXTREME = LinearWorld(5, 6, 3, theta_norm=5.0)
+
+
+def _hessian(z: Any, theta: Any) -> Any:
+    p = 1 / (1 + np.exp(-z @ theta))
+    return p * (1 - p) * np.outer(z, z)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("contexts", ["chosen", "drawn"])
+def test_a_batch_is_asked_one_by_one_with_the_matrix_of_the_rule(rule, contexts):
+    """By brute force, 5 questions after 30 duels, drawn contexts with one twice: widths and BALD in the inverse of
+    ridge I + sum z z', or of the Hessian at the estimate, each question entering before the next; coreset by the
+    distances to all that was asked. What is asked moves the state only when it is answered; then the matrix is that
+    of the new estimate."""
+    name = rule.partition(",")[0]
+    state, algorithm, _ = trained(name, EXTREME, contexts=contexts, refit_growth=0.0, **RULES[rule])
+    pool, theta, duels = state.duels.setting.contexts, state.duels.model.theta.numpy(), state.duels.model.duels
+    inverse, near = state.duels.inverse.clone(), None if state.near is None else state.near.clone()
+    given = Contexts(index=torch.tensor([[2, 4, 2, 0, 3], [1, 1, 0, 4, 2]]), pool=pool)
+    asked = algorithm.ask(state, given, Draws(0, 2).at(9))
+    assert asked.index is not None
+    assert given.index is not None
+    assert torch.equal(asked.index, given.index) == (contexts == "drawn")
+    pairs = algorithm.select(state, asked, Draws(0, 2).at(9))
+    curved = rule in ("apo, hessian", "bald")
+    for r in range(2):
+        phi, V = pool.features[r].numpy(), 0.6 * np.eye(3)
+        z = phi[:, :, None] - phi[:, None]
+        seen = duels.differences[r].numpy(), duels.count[r].numpy()
+        for u, n in zip(*seen, strict=True):
+            V += n * (_hessian(u, theta[r]) if curved else np.outer(u, u))
+        if name in ("apo", "bald"):
+            np.testing.assert_allclose(inverse[r], np.linalg.inv(V), rtol=1e-8, atol=1e-9)
+        old = [0 * seen[0][0], *(u for u, n in zip(*seen, strict=True) if n)]
+        distance = np.min([np.minimum(np.linalg.norm(z - u, axis=-1), np.linalg.norm(z + u, axis=-1)) for u in old], 0)
+        taken = np.zeros((5, 6, 6), dtype=bool) | np.eye(6, dtype=bool)
+        for b in range(5):
+            width = np.sqrt(np.einsum("xijd,de,xije->xij", z, np.linalg.inv(V), z).clip(0))
+            margin = np.abs(z @ theta[r])
+            scores = {
+                "apo": width,
+                "bald": _bald(torch.from_numpy(margin), torch.from_numpy(width)).numpy(),
+                "coreset": distance,
+                "uncertainty": -margin,
+            }[name]
+            x, (i, j) = int(asked.index[r, b]), pairs[r, b].tolist()
+            among = np.where(taken, -np.inf, scores) if contexts == "chosen" else scores[x]
+            if contexts == "drawn":
+                among = np.where(np.eye(6, dtype=bool), -np.inf, among)
+            assert i != j
+            assert scores[x, i, j] == pytest.approx(among.max(), rel=1e-7, abs=1e-9)
+            taken[x, i, j] = taken[x, j, i] = True
+            u = z[x, i, j]
+            V += _hessian(u, theta[r]) if curved else np.outer(u, u)
+            distance = np.minimum(distance, np.minimum(np.linalg.norm(z - u, axis=-1), np.linalg.norm(z + u, axis=-1)))
+    assert torch.equal(state.duels.inverse, inverse)
+    assert near is None or torch.equal(state.near, near)  # pyright: ignore
+    state, _ = algorithm.update(state, asked, pairs, torch.ones(2, 5).double(), Draws(0, 2).at(9))
+    assert state.planned is None
+    again, _ = algorithm.update(state, asked, pairs, torch.ones(2, 5).double(), Draws(0, 2).at(10))
+    if near is not None:
+        assert float((near - again.near).max()) > 0.1
+    theta = again.duels.model.theta.numpy()
+    for r in range(2):
+        V = 0.6 * np.eye(3)
+        for u, n in zip(duels.differences[r].numpy(), duels.count[r].numpy(), strict=True):
+            V += n * (_hessian(u, theta[r]) if curved else np.outer(u, u))
+        if name in ("apo", "bald"):
+            np.testing.assert_allclose(again.duels.inverse[r], np.linalg.inv(V), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["apo", "d_optimal"])
+def test_only_pairs_that_are_offered_are_asked(name):
+    """The longest differences are those to an action that is not there, whose features are 0."""
+    phi = np.random.default_rng(5).normal(size=(3, 4, 2)) + 30
+    ref = np.array([[1, 1, 0, 1], [1, 0, 0, 1], [0, 1, 0, 1]]) / np.array([[3], [2], [2]])
+    world = LinearWorld(3, 4, 2, features=phi, reference=ref)
+    for features, actions in asked_by(name, 12, world):
+        for r in range(3):
+            x = int(np.flatnonzero((phi[:, 3] == features[r, 3]).all(-1))[0])
+            assert (ref[x, actions[r]] > 0).all()
+            assert actions[r, 0] != actions[r, 1]
 
 
 def asked_by(name: str, rounds: int, world: Any = POOL, **fields: Any) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -281,6 +408,25 @@ def test_the_one_shot_plan_is_the_design_from_its_first_rounds_on():
             asked = phi[r][x, a] - phi[r][x, b]
             inverse = np.linalg.inv(asked.T @ asked / n)
             assert np.einsum("nd,de,ne->n", z, inverse, z).max() <= 3 * (1 + excess)
+
+
+def test_the_one_shot_plan_is_each_replicates_own_played_in_its_order():
+    """Every question of the plan once, a batch a round; where no pair differs, the reference's likeliest action."""
+    algorithm: Any = algorithms.create("d_optimal")
+    setting = setting_of(POOL, rounds=9, batch_size=4)
+    plan, drawn = algorithm.init(setting), Contexts(index=torch.zeros(2, 4, dtype=torch.int64), pool=setting.contexts)
+    assert plan.cells.shape == (2, 36)
+    assert not torch.equal(plan.cells[0], plan.cells[1])
+    played = []
+    for t in range(9):
+        asked = algorithm.ask(plan, drawn, Draws(0, 2).at(t))
+        pair = algorithm.select(plan, asked, Draws(0, 2).at(t))
+        assert asked.index is not None
+        played.append((asked.index * 6 + pair[..., 0]) * 6 + pair[..., 1])
+    assert torch.equal(torch.cat(played, dim=1), plan.cells)
+    flat = LinearWorld(2, 3, 2, features=np.ones((2, 3, 2)), reference=np.array([[0.2, 0.5, 0.3], [0.3, 0.3, 0.4]]))
+    cells = algorithm.init(setting_of(flat, rounds=5)).cells
+    assert cells[0].tolist() == [1 * 3 + 1, 9 + 2 * 3 + 2, 4, 17, 4]
 
 
 def test_rare_directions_are_found_by_design_and_missed_by_uniform_contexts():

@@ -88,6 +88,36 @@ def test_the_hessian_is_summed_over_all_duels_at_the_present_estimate():
     assert float((state.inverse - gram).diagonal(dim1=1, dim2=2).min()) > 0  # slopes are at most 1/4
 
 
+@pytest.mark.parametrize("name", ["maxinp", "ginop", "colstim"])
+def test_the_widths_matrix_and_the_theorys_radius_know_every_duel_and_their_own_ridge(name):
+    state, algorithm, _ = trained(name, radius="theory", ridge=0.7, matrix_ridge=0.3)
+    duels, eye = state.model.duels, torch.eye(3).double()
+    torch.testing.assert_close(algorithm.init(state.setting).inverse, (eye / 0.3).expand(2, 3, 3))
+    p = torch.sigmoid((duels.differences * state.model.theta[:, None]).sum(-1))
+    slope = p * (1 - p) if name == "ginop" else torch.ones_like(p)
+    V = 0.3 * eye + torch.einsum("ru,rud,rue->rde", duels.count * slope, duels.differences, duels.differences)
+    torch.testing.assert_close(state.inverse, torch.linalg.inv(V), rtol=1e-9, atol=1e-9)
+    root = np.sqrt(1.5 * np.log(1 + 2 * 30 / (3 * 0.3)) + np.log(20))
+    by_hand = root + np.sqrt(0.3) * 2 if name == "ginop" else root * (2 + 2 * np.cosh(4.0))
+    assert state.radius == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("name", CONTEXTUAL)
+def test_the_policy_is_greedy_in_the_likelihood_of_all_duels(name):
+    state, algorithm, _ = trained(name)
+    assert state.model.theta.norm(dim=-1).min() > 0.1
+    assert torch.equal(algorithm.policy(state).theta, state.model.theta)
+
+
+@pytest.mark.parametrize("name", ["colstim", "fgts"])
+def test_ties_of_either_side_are_broken_independently(name):
+    algorithm: Any = algorithms.create(name)
+    state = algorithm.init(setting_of(LinearWorld(None, 5, 3, n_evaluation=2)))
+    contexts = Contexts(features=torch.ones(2, 400, 5, 3).double(), ref_log_probs=torch.zeros(2, 400, 5).double())
+    first, second = algorithm.select(state, contexts, Draws(0, 2).at(0)).unbind(-1)
+    assert (first == second).double().mean() == pytest.approx(0.2, abs=5 * np.sqrt(0.2 * 0.8 / 800))
+
+
 def test_between_refits_a_duel_enters_the_hessian_with_its_present_weight():
     state, algorithm, contexts = trained("ginop", refit_growth=1.0)
     theta, before = state.model.theta, torch.linalg.inv(state.inverse)
@@ -152,6 +182,8 @@ def test_radii_by_hand():
     root = np.sqrt(1.5 * np.log(1 + 100 / 3) + np.log(20))
     assert duel_radius("theory", state, 1.0, "gram") == pytest.approx(root * (2 + 2 * np.cosh(4.0)))
     assert duel_radius("theory", state, 1.0, "hessian") == pytest.approx(root + 2.0)
+    batches = algorithm.init(setting_of(POOL, batch_size=4))
+    assert duel_radius("code", batches, 1.0, "gram") == pytest.approx(2 * np.sqrt(3 * np.log(400)))
     with pytest.raises(ValueError, match="radius: 'theory' needs a finite reward range"):
         algorithms.create("maxinp", radius="theory").init(setting_of(POOL, reward_range=(-np.inf, np.inf)))
 
@@ -167,6 +199,17 @@ def test_colstim_couples_its_noise_as_often_as_said():
     assert never._coupled(5, 4000, 1) == 0.0
 
 
+def test_colstims_noise_is_clipped_at_root_d_log_of_all_duels():
+    """At 4.24 with 3 dimensions and 100 rounds of 4, which one Gumbel number in 70 exceeds."""
+    default: Any = algorithms.create("colstim", coupling="never")
+    clipped: Any = algorithms.create("colstim", coupling="never", threshold=np.sqrt(3 * np.log(400)))
+    state = default.init(setting_of(POOL, batch_size=4))
+    state.inverse = torch.diag(torch.tensor([100.0, 9.0, 0.1]).double()).expand(2, 3, 3).clone()
+    index = torch.arange(1500).remainder(5).expand(2, 1500)
+    contexts, draws = Contexts(index=index, pool=state.setting.contexts), Draws(0, 2).at(0)
+    assert torch.equal(default.select(state, contexts, draws), clipped.select(state, contexts, draws))
+
+
 def test_colstim_starts_with_uniform_pairs_where_asked():
     recorder: Any = Recorder(algorithms.create("colstim", warm_up=30))
     problem = Problem(LinearWorld(1, 6, 3), BradleyTerry(), 1.0)
@@ -175,6 +218,12 @@ def test_colstim_starts_with_uniform_pairs_where_asked():
     counts = np.bincount(actions[:, 0] * 6 + actions[:, 1], minlength=36)
     assert counts.min() > 0
     assert abs(counts - len(actions) / 36).max() < 5 * np.sqrt(len(actions) / 36)
+    state, warm, _ = trained("colstim", warm_up=7)
+    contexts = Contexts(index=torch.arange(100).remainder(5).expand(2, 100), pool=state.setting.contexts)
+    at_once, draws = algorithms.create("colstim"), Draws(0, 2)
+    for t, same in ((6, False), (7, True)):
+        first, second = (a.select(state, contexts, draws.at(t)) for a in (warm, at_once))  # pyright: ignore
+        assert torch.equal(first, second) == same
 
 
 def test_vacdb_explores_a_wide_pair_then_descends_then_commits():
@@ -202,6 +251,96 @@ def test_vacdb_explores_a_wide_pair_then_descends_then_commits():
     state.inverses[0] = state.inverses[0] / state.inverses[0].amax() * 0.03  # precise to 1/2, not to 1/8
     state.thetas[0] = 0.0
     assert algorithm._walk(state, contexts).layer.tolist() == [[1], [1]]
+
+
+def _descent(phi: Any, offered: Any, thetas: Any, inverses: Any, betas: Any) -> tuple[int, set[tuple[int, int]], int]:
+    """Algorithm 1 of VACDB for one context, pair by pair: the layer, the pairs it may play, and how many actions had
+    been eliminated."""
+    alive = np.flatnonzero(offered).tolist()
+    for i, (theta, inverse, beta) in enumerate(zip(thetas, inverses, betas, strict=True)):
+        z = {(a, b): phi[a] - phi[b] for a in alive for b in alive}
+        width = {pair: float(np.sqrt(max(0.0, z[pair] @ inverse @ z[pair]))) for pair in z}
+        mu, gone = phi @ theta, int(offered.sum()) - len(alive)
+        if max(width.values()) <= 2.0 ** -len(thetas):
+            score = {(a, b): mu[a] + mu[b] + beta * width[a, b] for a, b in z}
+            return len(thetas), {pair for pair in z if score[pair] >= max(score.values()) - 1e-9}, gone
+        if max(width.values()) > 2.0 ** -(i + 1):
+            return i, {pair for pair in z if width[pair] > 2.0 ** -(i + 1)}, gone
+        best = max(mu[a] for a in alive)
+        alive = [a for a in alive if mu[a] >= best - 2.0 ** -(i + 1) * beta]
+    raise AssertionError("the last layer either explores or settles")
+
+
+def test_vacdbs_descent_is_the_papers_pair_by_pair():
+    """Contexts of all sizes, so that each layer is reached, with actions that are absent or were eliminated."""
+    B, L, rng = 300, 4, np.random.default_rng(8)
+    algorithm: Any = algorithms.create("vacdb", layers=L)
+    state = algorithm.init(setting_of(FRESH))
+    size = np.exp2(-rng.uniform(0, 6, size=(2, B, 1, 1)))
+    phi = torch.from_numpy(rng.normal(size=(2, B, 6, 3)) * size * [1.0, 0.8, 0.6])
+    offered = torch.from_numpy(rng.random((2, B, 6)) < 0.8)
+    offered[..., 3] = True
+    roots = torch.from_numpy(0.5 * rng.normal(size=(L, 2, 3, 3)))
+    state.inverses = roots @ roots.mT + 0.02 * torch.eye(3).double()
+    state.thetas = 2 * torch.from_numpy(rng.normal(size=(L, 2, 3)))
+    state.radius = torch.tensor([[1.0, 0.4], [0.6, 1.5], [2.0, 0.3], [0.5, 0.9]]).double()
+    state.model.theta = -state.thetas[0]
+    walk = algorithm._walk(state, Contexts(features=phi, ref_log_probs=offered.double().log()))
+    ends, most = np.zeros((L + 1, 2), dtype=int), walk.scores.amax((-1, -2), keepdim=True)
+    for r in range(2):
+        for b in range(B):
+            layer, pairs, gone = _descent(
+                phi[r, b].numpy(), offered[r, b].numpy(), state.thetas[:, r].numpy(), state.inverses[:, r].numpy(),
+                state.radius[:, r].numpy(),
+            )  # fmt: skip
+            assert int(walk.layer[r, b]) == layer
+            played = walk.scores[r, b] >= most[r, b] - 1e-9 * most[r, b].abs()
+            assert {(int(i), int(j)) for i, j in played.nonzero()} == pairs
+            ends[layer, int(gone > 0)] += 1
+    assert (ends.sum(1) > 8).all()
+    assert (ends[1:, 1] > 2).all()
+
+
+def test_vacdb_weighs_a_batch_that_it_did_not_choose_itself():
+    """Layers are those of the batch's own contexts; a narrow pair has weight 1 at most, an action with itself none."""
+    algorithm: Any = algorithms.create("vacdb", layers=3)
+    setting = setting_of(POOL)
+    state = algorithm.init(setting)
+    for i in range(3):
+        torch.testing.assert_close(state.inverses[i], 4.0 ** (i + 1) * torch.eye(3).double().expand(2, 3, 3))
+    other = Contexts(index=torch.zeros(2, 5, dtype=torch.int64), pool=setting.contexts)
+    algorithm.select(state, other, Draws(0, 2).at(0))
+    contexts = Contexts(index=torch.arange(5).expand(2, 5), pool=setting.contexts)
+    widest = pair_widths(contexts.features, torch.eye(3).double().expand(2, 3, 3)).amax((-1, -2))
+    state.inverses[0] = (0.25 / widest.median(-1)[0].square())[:, None, None] * torch.eye(3).double()
+    state.inverses[1] = 8.0 * torch.diag(torch.tensor([1.0, 0.7, 0.5]).double())
+    layer, before = algorithm._walk(state, contexts).layer, [torch.linalg.inv(m) for m in state.inverses]
+    assert (layer.sum(-1) == 3).all()  # a median and two narrower contexts have come to the second
+    widths = pair_widths(contexts.features, state.inverses[0]).masked_fill(torch.eye(6, dtype=torch.bool), 9.0)
+    narrow = widths.flatten(-2).argmin(-1)
+    actions = torch.stack([narrow // 6, narrow % 6], dim=-1)
+    actions[:, 0], actions[:, 1] = torch.tensor([2, 2]), torch.tensor([0, 5])
+    old = state.inverses.clone()
+    state, _ = algorithm.update(state, contexts, actions, torch.ones(2, 5).double(), Draws(0, 2).at(0))
+    z = (contexts.features_of(actions)[:, :, 0] - contexts.features_of(actions)[:, :, 1]).numpy()
+    whole = 0
+    for r in range(2):
+        for i in range(3):
+            V, here = before[i][r].numpy().copy(), [b for b in range(5) if layer[r, b] == i]
+            for b in here:
+                width = np.sqrt(z[r, b] @ old[i, r].numpy() @ z[r, b])
+                w = min(1.0, 2.0 ** -(i + 1) / width) if width > 0 else 0.0
+                V += w**2 * np.outer(z[r, b], z[r, b])
+                whole += w == 1.0
+            np.testing.assert_allclose(np.linalg.inv(state.inverses[i, r].numpy()), V, rtol=1e-8, atol=1e-8)
+            assert int(state.size[i, r]) == len(here)
+    assert whole > 0
+
+
+def test_vacdbs_layers_keep_to_the_ball():
+    free, bound = (trained("vacdb", ball=ball)[0].thetas[0].norm(dim=-1) for ball in (50.0, 0.1))
+    assert free.min() > 0.1
+    torch.testing.assert_close(bound, torch.full_like(bound, 0.1))
 
 
 def test_vacdb_eliminates_what_is_clearly_worse():
@@ -254,6 +393,8 @@ def test_vacdb_radii_by_hand():
     code: Any = algorithms.create("vacdb", radius="code").init(setting)
     assert code.radius.unique().tolist() == [pytest.approx(np.sqrt(3 * np.log(100)) / 4 / 2)]
     assert algorithms.create("vacdb").init(setting).radius.unique().tolist() == [1.0]
+    batches: Any = algorithms.create("vacdb", radius="code").init(setting_of(POOL, batch_size=4))
+    assert batches.radius.unique().tolist() == [pytest.approx(np.sqrt(3 * np.log(400)) / 4 / 2)]
     theory: Any = algorithms.create("vacdb", radius="theory", layers=12)
     state = theory.init(setting)
     state.size = torch.full_like(state.size, 50.0)
@@ -312,6 +453,71 @@ def test_fgts_moves_its_draws_by_a_newton_step_of_the_feel_good_term():
     torch.testing.assert_close(algorithm._samples(state, draws) - before, state.push @ covariance)
     default: Any = algorithms.create("fgts")
     assert default._feel_good(setting_of(POOL)) == pytest.approx(1 / (10 * np.exp(2.0) * 10))  # S = 2, T = 100
+    assert default._feel_good(setting_of(POOL, batch_size=4)) == pytest.approx(1 / (10 * np.exp(2.0) * 20))
+
+
+def _energy(state: Any, theta: torch.Tensor, eta: float, ridge: float) -> torch.Tensor:
+    """Of either side's posterior, theta (R, 2, d): (R, 2)."""
+    duels = state.model.duels
+    margin = torch.einsum("rud,rjd->rju", duels.differences, theta)
+    wins, losses = duels.wins[:, None], (duels.count - duels.wins)[:, None]
+    nll = -(wins * torch.nn.functional.logsigmoid(margin) + losses * torch.nn.functional.logsigmoid(-margin)).sum(-1)
+    return eta * nll + ridge / 2 * theta.square().sum(-1) - (state.push * theta).sum(-1)
+
+
+def test_fgts_gaussian_has_its_centre_and_curvature_at_the_mode_of_the_tempered_posterior():
+    state, algorithm, _ = trained("fgts", mu=0.0, eta=0.4, ridge=2.0, ball=1e3)
+    draws = Draws(0, 2).at(4)
+    noise = draws.normal("posterior", 2, 3) @ state.root.mT
+    mode = (algorithm._samples(state, draws) - noise).requires_grad_(True)
+    torch.testing.assert_close(mode[:, 0], mode[:, 1])
+    energy = _energy(state, mode, 0.4, 2.0)
+    (gradient,) = torch.autograd.grad(energy.sum(), mode)
+    torch.testing.assert_close(gradient, torch.zeros_like(mode), rtol=0, atol=1e-7)
+    for r in range(2):
+        H = torch.autograd.functional.hessian(
+            lambda theta, r=r: _energy(state, theta.expand(2, 2, 3), 0.4, 2.0)[r, 0], mode[r, 0].detach()
+        )
+        torch.testing.assert_close(state.root[r] @ state.root[r].mT, torch.linalg.inv(H), rtol=1e-7, atol=1e-9)  # pyright: ignore
+    before: Any = algorithm.init(state.setting).root
+    torch.testing.assert_close(before @ before.mT, torch.eye(3).double().expand(2, 3, 3) / 2)
+
+
+def test_fgts_langevin_steps_by_hand():
+    """Of the full gradient, with the feel-good push of this update in it, from the last sample; noise of every step and
+    either chain its own."""
+    state, algorithm, contexts = trained("fgts", sampler="sgld", mu=3.0, eta=0.4, ridge=2.0, steps=5, step_size=0.3)
+    assert float(state.chain.abs().min()) > 0  # it has moved from 0, where it began
+    draws, theta = Draws(0, 2).at(7), state.chain.clone()
+    actions = algorithm.select(state, contexts, draws)
+    state, _ = algorithm.update(state, contexts, actions, torch.ones(2, 4).double(), draws)
+    duels, normals = state.model.duels, draws.normal("langevin", 5, 2, 3)
+    trace = 3 * 2.0 + 0.4 / 4 * (duels.count * duels.differences.square().sum(-1)).sum(-1)
+    assert float((trace[0] - trace[1]).abs()) > 0.01
+    for i in range(5):
+        theta.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(_energy(state, theta, 0.4, 2.0).sum(), theta)
+        step = (0.3 / trace)[:, None, None]
+        theta = (theta - step * gradient + (2 * step).sqrt() * normals[:, i]).detach()
+    torch.testing.assert_close(state.chain, theta, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(algorithm._samples(state, draws), state.chain)
+
+
+@pytest.mark.parametrize("sampler", ["laplace", "sgld"])
+def test_fgts_push_sums_what_each_side_played_against_the_other(sampler):
+    """A side plays the maximiser of its feel-good term: its push grows by phi(own) - phi(other's), times mu, duel by
+    duel, whatever the refit of the same update has made of theta."""
+    state, algorithm, _ = trained("fgts", sampler=sampler, mu=0.5, refit_growth=0.0)
+    contexts = Contexts(index=torch.arange(40).remainder(5).expand(2, 40), pool=state.setting.contexts)
+    expected = state.push.clone()
+    for t in (1, 2):
+        actions = algorithm.select(state, contexts, Draws(0, 2).at(t))
+        phi = contexts.features_of(actions)
+        expected = expected + 0.5 * torch.stack([phi[:, :, 0] - phi[:, :, 1], phi[:, :, 1] - phi[:, :, 0]], 1).sum(2)
+        before = state.model.theta
+        state, _ = algorithm.update(state, contexts, actions, torch.ones(2, 40).double(), Draws(0, 2).at(t))
+        assert float((state.model.theta - before).norm(dim=-1).min()) > 0.2
+        torch.testing.assert_close(state.push, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_fgts_is_pushed_towards_what_beats_the_opponent():

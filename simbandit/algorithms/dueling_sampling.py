@@ -36,16 +36,16 @@ class FGTS:
 
         L^j_i(theta) = eta log(1 + exp(-y_i <theta, z_i>)) - mu max_a <theta, phi_i(a) - phi_i(a_i^{3-j})>.
 
-    sampler: "laplace", the Gaussian around the MLE with precision eta x Hessian, shifted by one Newton step of the
-        feel-good term: exact up to the likelihood's skewness; or "sgld", `steps` Langevin steps a round on the full
-        gradient from the last sample, theta -= e grad U, plus sqrt(2 e) times noise, e = step_size / trace of a bound
-        on the Hessian of U.
+    sampler: "laplace", the Gaussian around the mode of prior and tempered likelihood (the MLE with ridge / eta), with
+        precision eta x Hessian + ridge, shifted by one Newton step of the feel-good term: exact up to the likelihood's
+        skewness; or "sgld", `steps` Langevin steps a round on the full gradient from the last sample, theta -= e grad
+        U, plus sqrt(2 e) times noise, e = step_size / trace of a bound on the Hessian of U.
     eta: of the likelihood (their Theorem 5.2 takes 1/4, the default; 1 is the posterior). mu: of the feel-good term,
         None is 1 / (10 e^S sqrt(T)), S the bound on ||theta*||. Prior N(0, I / ridge).
     Guarantee (Theorem 5.2), ||theta*|| <= S: expected `summed_regret` O~(d sqrt(T)). Deviations: the maximiser of an
     earlier round's feel-good term is that of the sample of then, so that a round costs O(d^2) and not O(t); one pair
     of draws a round for all contexts of a batch; the Langevin chain starts at 0; refits by `refit_growth`. `policy`:
-    greedy in the MLE. Raises ValueError for a world without features, or without a bound on theta* where mu is None.
+    greedy in that MLE. Raises ValueError for a world without features, or without a bound on theta* where mu is None.
     """
 
     sampler: Literal["laplace", "sgld"] = "laplace"
@@ -70,7 +70,8 @@ class FGTS:
 
     def init(self, setting: Setting) -> _State:
         self._feel_good(setting)
-        model = RewardModel(setting, ridge=self.ridge, ball=self.ball, refit_growth=self.refit_growth)
+        ridge = self.ridge / self.eta
+        model = RewardModel(setting, ridge=ridge, ball=self.ball, refit_growth=self.refit_growth)
         R, d = model.theta.shape
         root = torch.eye(d, dtype=torch.float64, device=setting.device).expand(R, d, d) / math.sqrt(self.ridge)
         zeros = root.new_zeros(R, 2, d)
@@ -96,7 +97,7 @@ class FGTS:
             push.append(mu * (top - played[:, :, 1 - j].sum(1)))
         state.push = state.push + torch.stack(push, dim=1)
         if refitted and self.sampler == "laplace":
-            covariance = hessian_inverse(model, self.ridge / self.eta) / self.eta
+            covariance = hessian_inverse(model, model.ridge) / self.eta
             state.root = torch.linalg.cholesky(covariance)
         if self.sampler == "sgld":
             state.chain = self._langevin(state, draws)
