@@ -231,8 +231,8 @@ METRICS: dict[str, Metric] = {
 CUMULATIVE = "cumulative_"
 OF_PLAY = frozenset({reward_regret, weak_regret, strong_regret, average_regret, summed_regret})
 """Metrics of what was played where, whatever the policy: means over the contexts of a batch."""
-OF_POLICY = {metric.function for metric in METRICS.values()} - OF_PLAY - {game_metrics.von_neumann_regret}
-"""Metrics that do not look at what was played."""
+OF_POLICY = {m.function for m in METRICS.values()} - OF_PLAY - {game_metrics.von_neumann_regret, estimation_error}
+"""Metrics that look neither at what was played nor at a matrix that playing changes in place."""
 
 
 def resolve(

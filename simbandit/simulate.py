@@ -400,6 +400,8 @@ class _Run:
                     }
                 )
             )
+        if not parts:
+            raise ValueError(f"metrics: {', '.join(self.columns)} had no value in this run; name one that has")
         return pd.concat(parts, ignore_index=True)
 
     def _data_frame(self) -> pd.DataFrame:

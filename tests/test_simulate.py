@@ -13,6 +13,7 @@ from simbandit import algorithms, compiled
 from simbandit.algorithms.bandits import LinUCB
 from simbandit.data import Logged, to_jsonl
 from simbandit.draws import Draws
+from simbandit.metrics import METRICS
 from simbandit.oracles import BradleyTerry, FullInformation, NoisyReward, PlackettLuce
 from simbandit.policies import LogLinear, Reference, Tabular, Uniform
 from simbandit.simulate import Problem, recording, simulate
@@ -555,6 +556,7 @@ def test_more_that_does_not_fit_together():
         (REWARDS, GREEDY, {"metrics": ["win_rate_vs_ref"]}, "metrics: win_rate_vs_ref needs an oracle"),
         (no_rewards, Diary(), {"metrics": ["suboptimality"]}, "metrics: suboptimality needs a world with rewards"),
         (no_rewards, Diary(), {"metrics": ["cumulative_reward_regret"]}, "metrics: cumulative_reward_regret needs a"),
+        (REWARDS, GREEDY, {"metrics": ["fit_value"]}, "metrics: fit_value had no value in this run"),
     ]
     for problem, algorithm, options, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -633,6 +635,42 @@ def test_rounds_played_in_one_go_are_the_rounds_one_by_one(model, law, kernels, 
     assert sum(lengths) == 150 + 170
 
 
+def test_in_one_go_every_metric_is_that_of_the_rounds_one_by_one():
+    """Each by itself, as it decides whether a recorded round begins a stretch."""
+    problem = Problem(LinearWorld(4, 5, 3), NoisyReward(0.5), 1.0)
+
+    def values(name: str, record: Any) -> np.ndarray:
+        names, linucb = [name, "queries"], algorithms.create("linucb")  # some have no value here, queries always
+        frame = simulate(problem, linucb, rounds=50, replicates=2, metrics=names, record=record).frame()
+        return np.asarray(frame["value"])[(frame["metric"] == name) & np.isin(frame["round"], (0, 20, 50))]
+
+    seen = set()
+    for name, metric in METRICS.items():
+        if not metric.needs_rewards and name not in ("kl_to_ref", "queries", "confidence_radius", "informative_pairs"):
+            continue  # of games and of fits
+        one_by_one = values(name, "all")
+        np.testing.assert_allclose(values(name, [20]), one_by_one, rtol=1e-9, atol=1e-9, err_msg=name)
+        seen |= {name} if len(one_by_one) else set()
+    assert {"estimation_error", "confidence_radius", "queries", "suboptimality", "reward_regret"} <= seen
+
+
+def test_in_one_go_the_average_policy_is_that_of_the_recorded_rounds():
+    problem = Problem(LinearWorld(4, 5, 3), NoisyReward(0.5), 1.0)
+    options, laws = {"rounds": 50, "replicates": 2, "record": [3, 20], "output": "average"}, []
+    for name in ("suboptimality", "reward_regret"):  # 3 and 20 begin stretches, or are played by themselves
+        policy = run(problem, algorithms.create("linucb"), metrics=[name], **options).policy
+        laws.append(policy.log_probs(realise(2, Draws(0, 2), problem.world).pool))
+    torch.testing.assert_close(*laws)
+
+
+@pytest.mark.parametrize("options", [{"keep_data": True}, {"batch_size": 2}])
+def test_what_is_kept_and_batches_are_not_played_in_one_go(options, monkeypatch):
+    monkeypatch.setattr(LinUCB, "play", None)
+    problem = Problem(LinearWorld(4, 5, 3), NoisyReward(0.5), 1.0)
+    kept = run(problem, algorithms.create("linucb"), rounds=30, replicates=2, record=[20], **options)
+    assert not options.get("keep_data") or len(kept.data) == 2 * 30
+
+
 def test_a_recorded_round_is_played_by_itself_where_a_metric_is_of_what_is_played(monkeypatch):
     problem, algorithm = (
         Problem(LinearWorld(None, 5, 3, n_evaluation=2), NoisyReward(0.5), 1.0),
@@ -653,7 +691,7 @@ def test_a_recorded_round_is_played_by_itself_where_a_metric_is_of_what_is_playe
             for record in ("all", [7, 20])
         ]
         assert lengths == [6, 12, 9]
-        values = [frame[frame["round"].isin((7, 20))]["value"].to_numpy() for frame in frames]
+        values = [np.asarray(frame["value"])[np.isin(frame["round"], (7, 20))] for frame in frames]
         np.testing.assert_allclose(values[1], values[0], rtol=1e-12, atol=1e-12)
 
 
