@@ -13,7 +13,7 @@ from simbandit.algorithms.bandits import norm_bound
 from simbandit.algorithms.inverse_gap import InverseGap
 from simbandit.draws import Draws
 from simbandit.oracles import NoisyReward
-from simbandit.policies import Mixture, Tabular
+from simbandit.policies import Mixture, Tabular, inverse_cdf
 from simbandit.simulate import Problem, simulate
 from simbandit.types import Contexts
 from simbandit.worlds import LinearWorld
@@ -197,7 +197,7 @@ def test_exp4s_own_policies_are_best_and_worst_of_every_feature_the_reference_an
             [[1, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 0], [1, 0, 0, 0], ref[1], [0.25] * 4],
         ]
     )
-    held = {"features": torch.from_numpy(phi)[None].expand(3, -1, -1, -1)}
+    held: dict[str, Any] = {"features": torch.from_numpy(phi)[None].expand(3, -1, -1, -1)}
     held["ref_log_probs"] = torch.from_numpy(ref).log()[None].expand(3, -1, -1)
     pool, fresh = Contexts(index=torch.arange(2).expand(3, 2), **held), Contexts(**held)
     weights = np.random.default_rng(0).dirichlet(np.ones(6), size=3)
@@ -232,6 +232,36 @@ def test_exp4_adds_up_the_losses_of_a_batch_and_ignores_actions_that_none_of_its
     losses = np.einsum("erb,rb->re", (laws / mean)[:, a], 1 - r)
     odds = state.policy.log_weights[:, 0] - state.policy.log_weights[:, 1]
     np.testing.assert_allclose(odds, -np.sqrt(2 * np.log(2) / 1200) * (losses[:, 0] - losses[:, 1]), rtol=1e-9)
+
+
+def test_glm_ucb_fits_all_that_it_has_seen_in_fresh_contexts_too():
+    """Two batches of 5 with rewards in [0, 1]: the ridged quasi-likelihood of all 10, within the world's ball, the
+    matrix, and the theory's radius at t = 10."""
+    batches = [batch_of(5, seed) for seed in (0, 1)]
+    batches = [(c, a, torch.sigmoid(2 * r)) for c, a, r in batches]
+    algorithm: Any = algorithms.create("glm_ucb", ridge=0.7, refit_growth=0.0)
+    found: list[np.ndarray] = []
+    state: Any = None
+    for bound in (50.0, 0.3):
+        state = algorithm.init(simulate_setting(FRESH, theta_bound=bound))
+        for t, data in enumerate(batches):
+            state, _ = algorithm.update(state, *data, DRAWS.at(t))
+        found.append(state.theta.numpy())
+    x = [np.take_along_axis(c.features.numpy(), a.numpy()[..., None], 2)[:, :, 0] for c, a, _ in batches]
+    phi, r = np.concatenate(x, 1), np.concatenate([r.numpy() for _, _, r in batches], 1)
+    p = 1 / (1 + np.exp(-np.einsum("rbd,rd->rb", phi, found[0])))
+    np.testing.assert_allclose(np.einsum("rb,rbd->rd", r - p, phi), 0.7 * found[0], atol=1e-7)
+    assert np.linalg.norm(found[0], axis=1).min() > 0.4
+    np.testing.assert_allclose(np.linalg.norm(found[1], axis=1), 0.3, rtol=1e-6)
+    V = 0.7 * np.eye(4) + np.einsum("rbd,rbe->rde", phi, phi)
+    np.testing.assert_allclose(state.inverse, np.linalg.inv(V), rtol=1e-9, atol=1e-12)
+    theory: Any = algorithms.create("glm_ucb", radius="theory", ridge=0.7, refit_growth=9.0)
+    state = theory.init(simulate_setting(FRESH, theta_bound=0.3))
+    for t, data in enumerate(batches):  # no refit after the second: the radius grows all the same
+        state, _ = theory.update(state, *data, DRAWS.at(t))
+    noise = 0.5 * np.sqrt(4 * np.log(1 + 10 / (4 * 0.7)) + 2 * np.log(20))
+    expected = 0.25 * (2 + 2 * np.cosh(0.3)) * (noise + np.sqrt(0.7) * 0.3)
+    assert state.radius == pytest.approx(expected, rel=1e-9)
 
 
 def test_rucbs_champion_and_rival_are_those_of_its_bounds():
@@ -392,8 +422,73 @@ def test_appos_step_by_hand():
     np.testing.assert_allclose(after[1], expected / expected.sum(1, keepdims=True), rtol=1e-9)
 
 
+def test_appo_asks_where_the_width_exceeds_the_threshold():
+    """In the norm of matrix_ridge I + sum z z'; theta solves the likelihood's own ridge."""
+    state, _, contexts = trained("appo", matrix_ridge=0.4, ridge=0.7, ball=1e3)
+    duels, theta = state.duels.model.duels, state.duels.model.theta
+    p = torch.sigmoid(torch.einsum("rud,rd->ru", duels.differences, theta))
+    score = torch.einsum("ru,rud->rd", duels.wins - duels.count * p, duels.differences)
+    torch.testing.assert_close(score, 0.7 * theta, rtol=0, atol=1e-6)
+    V = 0.4 * torch.eye(3).double() + torch.einsum("ru,rud,rue->rde", duels.count, duels.differences, duels.differences)
+    torch.testing.assert_close(state.duels.inverse, torch.linalg.inv(V), rtol=1e-9, atol=1e-12)
+    everything: Any = algorithms.create("appo", threshold=0.0)
+    pair = everything.select(state, contexts, DRAWS.at(3))
+    z = contexts.features_of(pair)[:, :, 0] - contexts.features_of(pair)[:, :, 1]
+    width = torch.einsum("rbd,rde,rbe->rb", z, torch.linalg.inv(V), z).sqrt()
+    ordered = width.flatten().sort().values
+    for threshold in ((ordered[1:] + ordered[:-1]) / 2).tolist():
+        some: Any = algorithms.create("appo", threshold=threshold)
+        asked = some.select(state, contexts, DRAWS.at(3))
+        assert ((asked[..., 0] != asked[..., 1]) == (width > threshold)).all()
+        assert ((asked == pair).all(-1) == ((width > threshold) | (pair[..., 0] == pair[..., 1]))).all()
+
+
+def test_appos_advantage_is_truncated_from_above_only_and_its_first_law_is_uniform():
+    world = LinearWorld(3, 4, 2, theta_norm=2.0, reference="softmax")
+    setting = setting_of(world)
+    algorithm: Any = algorithms.create("appo", radius=0.1, step_size=0.3, refit_growth=99.0)
+    state, draws = algorithm.init(setting), DRAWS.at(1)
+    np.testing.assert_allclose(state.policy.table.exp(), 0.25, rtol=1e-12)
+    contexts = Contexts(index=torch.tensor([[0], [2]]), pool=setting.contexts)
+    duel = torch.tensor([[[0, 3]], [[1, 2]]]), torch.ones(2, 1).double()
+    state, _ = algorithm.update(state, contexts, *duel, DRAWS.at(0))
+    state.duels.model.theta = torch.tensor([[9.0, -4.0], [3.0, 8.0]]).double()
+    before, theta = state.policy.table.exp().numpy(), state.duels.model.theta.numpy()
+    state, _ = algorithm.update(state, contexts, *duel, draws)
+    phi, inverse = setting.contexts.features.numpy(), state.duels.inverse.numpy()
+    u = phi - np.einsum("rxa,rxad->rxd", before, phi)[:, :, None]
+    advantage = np.einsum("rxad,rd->rxa", u, theta) + 0.1 * np.sqrt(np.einsum("rxad,rde,rxae->rxa", u, inverse, u))
+    assert advantage.min() < -3
+    assert advantage.max() > 3
+    expected = before * np.exp(0.3 * np.minimum(advantage, 2.0))
+    np.testing.assert_allclose(state.policy.table.exp(), expected / expected.sum(-1, keepdims=True), rtol=1e-9)
+
+
+def test_adpos_policy_is_the_gibbs_policy_of_its_model_and_may_be_who_plays():
+    world = LinearWorld(3, 4, 2, theta_norm=2.0, reference="softmax")
+    setting = setting_of(world, kl_coef=0.2)
+    index = torch.from_numpy(np.random.default_rng(0).integers(3, size=(2, 40)))
+    contexts = Contexts(index=index, pool=setting.contexts)
+    played = {}
+    for players in ("reference", "current"):
+        algorithm: Any = algorithms.create("adpo", players=players, confidence=1e3, ball=0.7)
+        state = algorithm.init(setting)
+        first = algorithm.select(state, contexts, DRAWS.at(0))
+        better = (contexts.features_of(first) @ torch.tensor([1.0, -1.0]).double()).diff(dim=-1)[..., 0] < 0
+        state, _ = algorithm.update(state, contexts, first, better.double(), DRAWS.at(0))
+        theta = state.model.theta
+        np.testing.assert_allclose(theta.norm(dim=-1), 0.7, rtol=1e-6)  # separable labels: at the ball's edge
+        pool: Any = setting.contexts
+        gibbs = torch.log_softmax(pool.ref_log_probs + torch.einsum("rxad,rd->rxa", pool.features, theta) / 0.2, -1)
+        torch.testing.assert_close(algorithm.policy(state).log_probs(pool), gibbs)
+        played[players] = algorithm.select(state, contexts, DRAWS.at(1))
+        uniforms = [DRAWS.at(1).uniform(f"player{i}", 40) for i in (0, 1)]
+        law = contexts.rows(gibbs if players == "current" else pool.ref_log_probs)
+        assert torch.equal(played[players], torch.stack([inverse_cdf(law, u) for u in uniforms], -1))
+
+
 def test_appos_default_step_is_the_theorems():
-    """sqrt(2 log A / T)."""
-    setting = setting_of(POOL, rounds=50)
+    """sqrt(2 log A / T), T the rounds, in which the weights move once."""
+    setting = setting_of(POOL, rounds=50, batch_size=3)
     appo: Any = algorithms.create("appo")
     assert appo._rate(setting) == pytest.approx(np.sqrt(2 * np.log(setting.n_actions) / 50))

@@ -14,7 +14,7 @@ import torch
 
 from simbandit import algorithms
 from simbandit.data import Logged
-from simbandit.draws import Draws
+from simbandit.draws import Draws, Round
 from simbandit.oracles import BradleyTerry
 from simbandit.policies import Reference, Tabular
 from simbandit.simulate import Problem, chunk_size, simulate
@@ -38,6 +38,9 @@ from tests.contract.problems import (
 
 EVERY = pytest.mark.parametrize("case", CASES, ids=str)
 NAMES = pytest.mark.parametrize("name", algorithms.names())
+# of the rows of one class, the first that plays rounds: what they share is its code
+FIRST = {(type(c.algorithm), c.feedback): c for c in reversed(CASES) if not c.algorithm.offline}
+EACH_CLASS = pytest.mark.parametrize("case", FIRST.values(), ids=str)
 ROUNDS = 3
 SIZES: dict[str, Any] = {"rounds": ROUNDS, "batch_size": 7}
 METRICS = ["suboptimality", "kl_to_ref", "policy_reward_regret", "reward_regret", "cumulative_suboptimality"]
@@ -227,8 +230,12 @@ def edges_of(case: Case) -> tuple[str, ...]:
     ids=lambda value: str(value).replace(" ", "-"),
 )
 def test_outputs_are_laws_in_degenerate_worlds(case, edge):
-    world = EDGES[edge] if case.features else TABLES[edge]
-    check_law(run(case, case.problem(world=world)), world)
+    world, watched = EDGES[edge] if case.features else TABLES[edge], Watched(case.algorithm)
+    check_law(run(case, case.problem(world=world), watched), world)
+    for contexts, actions, _ in watched.updates() if case.feedback != "full" else []:
+        assert (
+            contexts.ref_log_probs[:, :, None].expand(*actions.shape, -1).gather(-1, actions[..., None]) > -np.inf
+        ).all()
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.features], ids=str)
@@ -330,19 +337,56 @@ def test_meets_the_contexts_and_the_annotator_that_every_algorithm_meets(case):
         chooses = hasattr(case.algorithm, "ask")  # then only the annotator is common
         assert chooses or torch.equal(contexts.index, expected.index)
         assert torch.equal(feedback, oracle.respond(contexts if chooses else expected, actions, draws.at(t)))
+        seen, given = contexts.pool or contexts, expected.pool or expected  # and leaves them as they were
+        assert torch.equal(seen.ref_log_probs, given.ref_log_probs)
+        assert not case.features or torch.equal(seen.features, given.features)
+
+
+@EACH_CLASS
+def test_draws_from_streams_of_its_own_and_from_nothing_else(case, monkeypatch):
+    """Neither the numbers behind the contexts and the answers, nor a generator that no seed and replicate stand
+    behind."""
+    watched, purposes = Watched(case.algorithm), {True: set(), False: set()}
+
+    def watch(owner: Any, name: str, note: Any) -> None:
+        original = getattr(owner, name)
+
+        def noting(*arguments: Any, **options: Any) -> Any:
+            note(*arguments)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    def private(*arguments: Any) -> None:
+        assert not watched.inside, "a generator of its own"
+
+    for law in ("uniform", "normal", "direction"):
+        watch(Round, law, lambda now, what, *_: purposes[watched.inside].add((now._draws.stream, what)))
+    watch(np.random, "default_rng", private)
+    for name in ("rand", "randn", "randint", "randperm", "multinomial", "bernoulli"):
+        watch(torch, name, private)
+    state = torch.get_rng_state()
+    run(case, algorithm=watched, rounds=2, batch_size=3, metrics=["kl_to_ref"])
+    assert not purposes[True] & purposes[False]
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # ------------------------------------------------------------------------------------------------- updates
 
 
-def learn(algorithm: Any, data: Batch, parts: int = 3, poison: bool = False) -> torch.Tensor:
+def learn(algorithm: Any, data: Batch, parts: int = 3, poison: bool = False, look: bool = False) -> torch.Tensor:
     """Log-probabilities (R, X, A) after the batch was handed over in parts."""
     state, draws = algorithm.init(data.setting), Draws(0, data.setting.replicates)
+    pool, looked = data.setting.contexts, []
+    assert pool is not None
     whole = data.setting.feedback == "full"
     edges = [0] * parts + [X] if whole else np.linspace(0, data.actions.shape[1], parts + 1).astype(int)
     for t, (low, high) in enumerate(pairwise(edges)):
         index, old = data.contexts.index, state
         assert index is not None
+        if look:
+            policy = algorithm.policy(state)
+            looked.append((policy, policy.log_probs(pool).clone()))
         contexts = data.contexts
         if not whole:
             contexts = Contexts(index=index[:, low:high], pool=data.setting.contexts)
@@ -353,8 +397,8 @@ def learn(algorithm: Any, data: Batch, parts: int = 3, poison: bool = False) -> 
             for address, tensor in tensors(old).items():
                 if address not in alive:
                     tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
-    pool = data.setting.contexts
-    assert pool is not None
+    for policy, law in looked:
+        assert torch.equal(policy.log_probs(pool), law)
     return algorithm.policy(state).log_probs(pool)
 
 
@@ -363,6 +407,12 @@ def test_a_state_handed_to_update_is_not_read_again(case):
     parts = 1 if case.algorithm.offline else 4
     clean = learn(case.algorithm, batch(case), parts)
     assert torch.equal(learn(case.algorithm, batch(case), parts, poison=True), clean)
+
+
+@EACH_CLASS
+def test_looking_at_a_policy_changes_nothing_and_it_never_changes(case):
+    parts, data = 1 if case.algorithm.offline else 2, batch(case, size=6)
+    assert torch.equal(learn(case.algorithm, data, parts, look=True), learn(case.algorithm, data, parts))
 
 
 def permuted(case: Case, data: Batch, what: str) -> tuple[Batch, Any]:
