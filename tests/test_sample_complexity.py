@@ -1,11 +1,14 @@
 """Queries to epsilon with censoring, exponents of N(epsilon), burn-in, and log against sqrt."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from simbandit.guarantees import GrowsLike, MissingData, burn_in_sensitivity, complexity, growth, queries_to
 from simbandit.guarantees.sample_complexity import QueriesTo
+from simbandit.guarantees.statistics import expanded_percentiles, mean_interval
 
 COUNTS = np.array([0, 10, 20, 40, 80, 160])
 
@@ -55,8 +58,13 @@ def test_kaplan_meier_by_hand():
     counts, probability, low, high = queries_to(frame(VALUES), 1.0).survival()
     assert counts.tolist() == [0, 20, 40, 160]
     np.testing.assert_allclose(probability, [0.8, 0.6, 0.4, 0.4])
-    assert (low <= probability).all()
-    assert (probability <= high).all()
+    greenwood = np.cumsum([1 / (5 * 4), 1 / (4 * 3), 1 / (3 * 2), 0])  # deaths / (at risk (at risk - deaths))
+    reach = 1.959964 * np.sqrt(greenwood) / -np.log(probability)  # of log(-log P)
+    np.testing.assert_allclose(low, probability ** np.exp(reach), rtol=1e-6)
+    np.testing.assert_allclose(high, probability ** np.exp(-reach), rtol=1e-6)
+    counts, probability, low, high = queries_to(frame(VALUES[[0, 1, 3]]), 1.0).survival()
+    assert probability.tolist() == pytest.approx([2 / 3, 1 / 3, 0])
+    assert (low[-1], high[-1]) == (0, 1)  # all got there: nothing is known beyond
 
 
 def test_an_epsilon_that_no_run_reached_is_censored_not_invented():
@@ -77,6 +85,64 @@ def test_bad_questions_are_refused():
         queries_to(frame(VALUES), 0.0)
     with pytest.raises(MissingData, match="metric 'duality_gap' was not recorded"):
         queries_to(frame(VALUES), 0.1, metric="duality_gap")
+
+
+EPSILONS = np.array([1, 1 / 4, 1 / 32])
+
+
+def steps(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Gaps (R, T) that are at most epsilons[e] from the count first[r, e] on; np.inf: never."""
+    gaps = np.full((len(first), len(counts)), 9.0)
+    for e in range(first.shape[1]):
+        gaps[counts[None] >= first[:, e, None]] = EPSILONS[e]
+    return gaps
+
+
+@pytest.mark.parametrize("missed", [0, 2])
+def test_the_bootstrap_of_the_exponent_is_that_of_all_resamples(missed):
+    """6 replicates have 6^6 resamples: the ends lie where the exact law of the slope has them. A resample in which half
+    miss the finest epsilon (one in ten, with 2 of 6 missing it) is infinitely steep, and not as steep as the end of the
+    record is far."""
+    counts = np.unique(np.geomspace(1, 4000, 60).round())
+    first = np.array([[3, 20, 100], [4, 15, 300], [2, 30, 180], [6, 22, 500], [5, 9, 240], [7, 13, 800]], dtype=float)
+    first = counts[np.searchsorted(counts, first)]
+    first[:missed, 2] = np.inf
+    found = complexity(frame(steps(first, counts), counts), EPSILONS.tolist(), resamples=20_000)
+    resample = np.stack(np.meshgrid(*[np.arange(6)] * 6), -1).reshape(-1, 6)
+    medians = np.sort(first[resample], axis=1)[:, 2]  # the lower one
+    finite = np.isfinite(medians).all(1)
+    q = expanded_percentiles(6)[0]
+    row: Any
+    for skipped, row in enumerate(found.burn_in.itertuples(index=False)):
+        at, kept = np.log(1 / EPSILONS)[skipped:], slice(skipped, None)
+        exact = np.full(len(resample), np.inf)
+        exact[finite] = np.polyfit(at, np.log(medians[finite][:, kept]).T, 1)[0]
+        lowest, highest = np.quantile(exact, [q / 2, 3 * q / 2], method="nearest")
+        assert lowest - 1e-9 <= row.low <= highest + 1e-9
+        lowest, highest = np.quantile(exact, [1 - 3 * q / 2, 1 - q / 2], method="nearest")
+        assert lowest - 1e-9 <= row.high <= highest + 1e-9
+        assert np.isinf(row.high) == (missed > 0)
+        assert row.exponent == pytest.approx(np.polyfit(at, np.log(np.sort(first, axis=0)[2, kept]), 1)[0])
+    assert len(found.burn_in) == 2
+    assert found.exponent == tuple(found.burn_in[["exponent", "low", "high"]].iloc[0])
+
+
+def test_one_replicate_bounds_no_exponent_and_medians_of_zero_have_none():
+    counts = np.array([0, 1, 2, 4, 8, 16, 32])
+    found = complexity(frame(steps(np.array([[0.0, 2, 32]]), counts), counts), EPSILONS.tolist())
+    assert found.table["median"].tolist() == [0, 2, 32]
+    assert found.exponent == (pytest.approx(4 / 3), -np.inf, np.inf)  # 16 times the queries for an eighth of the gap
+
+
+def test_the_restricted_mean_stops_at_the_shortest_follow_up():
+    found = QueriesTo(1.0, np.array([30.0, 50.0, 20.0, 10.0, 40.0]), np.array([True, False, False, False, True]))
+    assert found.horizon == 30
+    restricted = found.restricted_mean()
+    assert restricted.estimate == pytest.approx((30 + 30 + 20 + 10 + 30) / 5)
+    assert restricted == mean_interval([30, 30, 20, 10, 30])
+    assert QueriesTo(1.0, np.array([10.0, 20.0, 70.0]), np.zeros(3, dtype=bool)).horizon == 70
+    half = QueriesTo(1.0, np.array([10.0, 20.0, 30.0, 40.0]), np.array([False, False, True, True]))
+    assert half.median() == 20  # where the curve is 1/2
 
 
 @pytest.mark.parametrize("power", [1.0, 0.5])
