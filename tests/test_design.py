@@ -170,6 +170,8 @@ def test_a_direction_that_only_one_candidate_has_is_not_thinned_away():
     found = d_optimal(z)
     assert found.converged
     assert found.weights[777] == pytest.approx(1 / 3, rel=1e-2)
+    half = np.vstack([np.eye(3)[np.zeros(1000, dtype=int)], np.eye(3)[np.arange(1000) % 3]])  # the first half: one line
+    assert d_optimal(half).converged
     z[777, 2] = 1e-7  # below the share at which a direction counts as there
     with pytest.warns(UserWarning, match="vectors: span 2 of 3"):
         assert d_optimal(z).rank == 2
@@ -182,6 +184,9 @@ def test_unfinished_designs_say_so():
     assert rough.largest_width > (1 + 1e-4) * 6
     assert rough.largest_width == pytest.approx(widths(z, rough.weights).max(), rel=1e-6)
     assert rough.iterations == 20
+    few = np.eye(300)[:6].sum(0) / 6  # the widest is none of those with weight
+    assert widths(z, few).argmax() >= 6
+    assert largest_width(z, few) == pytest.approx(widths(z, few).max(), rel=1e-6)
 
 
 def test_apportionment_sums_follows_and_keeps_its_efficiency():
@@ -199,6 +204,12 @@ def test_apportionment_sums_follows_and_keeps_its_efficiency():
             assert (count[support] / n / w[support]).min() >= 1 - 7 / n
             # what makes an apportionment efficient: no answer could serve another candidate better
             assert ((count[support] - 1) / w[support]).max() <= (count[support] / w[support]).min() * (1 + 1e-12)
+    for s in range(3, 13):  # moves either way
+        for n in range(s, 4 * s):
+            w = rng.dirichlet(np.full(s, 0.5)) + 1e-4
+            count = apportion(w / w.sum(), n)
+            assert (count.sum(), int(count.min() >= 1)) == (n, 1)
+            assert ((count - 1) / w).max() <= (count / w).min() * (1 + 1e-12)
     with pytest.raises(ValueError, match="weights, n: "):
         apportion([0.5, 0.2], 10)
 
