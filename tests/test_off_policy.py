@@ -77,6 +77,40 @@ def test_the_direct_methods_interval_is_the_regressions_sandwich():
     assert found.high - found.estimate == pytest.approx(stats.t.ppf(0.975, 29) * error)
 
 
+def test_the_direct_methods_interval_has_the_contexts_that_were_drawn_too():
+    """Several contexts: the variance of the target's values over the rows' contexts adds to the sandwich's."""
+    frame = logs(3, BENT, 31)
+    x, a, r = (frame[c].to_numpy() for c in ("context", "action", "reward"))
+    found = value(frame.drop(columns="propensity"), TARGET, method="dm", features=PHI, ridge=0.5, level=0.9)
+    seen, means = PHI[x, a], np.einsum("xa,xad->xd", TARGET, PHI)[x]
+    V = np.linalg.inv(seen.T @ seen + 0.5 * np.eye(D))
+    theta, mean = V @ seen.T @ r, means.mean(0)
+    sandwich = mean @ V @ (seen.T * (r - seen @ theta) ** 2) @ seen @ V @ mean
+    error = np.sqrt((means @ theta).var(ddof=1) / 31 + sandwich)
+    assert found.estimate == pytest.approx((means @ theta).mean())
+    assert found.high - found.estimate == pytest.approx(stats.t.ppf(0.95, 30) * error)
+    assert found.estimate - found.low == pytest.approx(stats.t.ppf(0.95, 30) * error)
+    assert found.effective_size == pytest.approx(31)
+
+
+def test_doubly_robust_by_hand():
+    """Row i belongs to fold i mod 3, and the regression of the other two predicts it; weights are cut at 1.5."""
+    frame = logs(4, BENT, 17)
+    x, a, r, p = (frame[c].to_numpy() for c in ("context", "action", "reward", "propensity"))
+    w = np.minimum(TARGET[x, a] / p, 1.5)
+    assert 0 < (w == 1.5).mean() < 1
+    terms = np.empty(17)
+    for i in range(17):
+        others = [j for j in range(17) if j % 3 != i % 3]
+        seen = PHI[x[others], a[others]]
+        theta = np.linalg.solve(seen.T @ seen + 0.5 * np.eye(D), seen.T @ r[others])
+        terms[i] = TARGET[x[i]] @ PHI[x[i]] @ theta + w[i] * (r[i] - PHI[x[i], a[i]] @ theta)
+    found = value(frame, TARGET, method="dr", features=PHI, ridge=0.5, folds=3, clip=1.5)
+    assert found.estimate == pytest.approx(terms.mean())
+    assert found.high - found.estimate == pytest.approx(stats.t.ppf(0.975, 16) * terms.std(ddof=1) / np.sqrt(17))
+    assert found.effective_size == pytest.approx(w.sum() ** 2 / (w**2).sum())
+
+
 def test_a_rows_own_reward_does_not_predict_it():
     x, a, r = RNG.integers(X, size=23), RNG.integers(A, size=23), RNG.normal(size=23)
     moved = r + 100 * (np.arange(23) == 4)
@@ -107,6 +141,11 @@ GOOD = logs(0, LINEAR, 20)
         (GOOD.drop(columns="propensity"), TARGET, {"method": "ips"}, "propensity: ips needs the logging policy's prob"),
         (GOOD.drop(columns="propensity"), TARGET, {"features": PHI}, "propensity: dr needs .* use method='dm'"),
         (GOOD.assign(propensity=0.0), TARGET, {"method": "snips"}, r"propensity: must be in \(0, 1\]"),
+        (GOOD.assign(propensity=1.5), TARGET, {"method": "ips"}, r"propensity: must be in \(0, 1\] .* got 1.5"),
+        (GOOD.assign(propensity=np.nan), TARGET, {"method": "ips"}, r"propensity: must be in \(0, 1\]"),
+        (GOOD.assign(context=X), TARGET, {"method": "ips"}, r"logs: context must be an integer in \[0, 5\)"),
+        (GOOD.assign(action=0), np.eye(A)[[1] * X], {"method": "snips"}, "logs: the target never plays"),
+        (GOOD, np.tile([1.5, -0.5, 0, 0], (X, 1)), {"method": "ips"}, "target: must be a table"),
         (GOOD, TARGET, {"method": "dr"}, "features: dr predicts rewards"),
         (GOOD, TARGET, {"method": "dm", "features": PHI[:2]}, r"features: must have shape \(5, 4, d\)"),
         (GOOD, TARGET, {"method": "mrdr"}, "method: must be one of ips, snips, dm, dr"),

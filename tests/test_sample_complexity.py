@@ -188,6 +188,28 @@ def test_burn_in_shows_where_an_exponent_is_not_asymptotic():
     assert moving["points"].is_monotonic_decreasing
 
 
+def test_a_burn_in_keeps_what_lies_beyond_its_share_of_the_last_x():
+    t = np.array([0, 1, 2, 4, 8, 16, 32, 64])
+    values = np.random.default_rng(0).gamma(3.0, size=(9, 8)).cumsum(1)
+    found = burn_in_sensitivity(t, values)
+    assert found["burn_in"].tolist() == [0, 0.05, 0.1, 0.25]  # half of 64 leaves two points: no slope to judge
+    assert found["points"].tolist() == [7, 5, 4, 3]
+    for points, exponent in zip(found["points"], found["exponent"], strict=True):
+        expected = np.polyfit(np.log(t[-points:]), np.log(values.mean(0)[-points:]), 1)[0]
+        assert exponent == pytest.approx(expected)
+
+
+def test_the_residuals_of_both_models_by_hand_and_one_replicate_decides_nothing():
+    t = np.array([1.0, 2.0, 5.0, 9.0, 30.0])
+    values = np.array([[1.0, 4.0, 5.0, 9.0, 12.0], [3.0, 2.0, 6.0, 7.0, 15.0], [2.0, 2.0, 4.0, 8.0, 10.0]])
+    found, mean = growth(t, values), values.mean(0)
+    for regressor, residual in ((np.log(t), found.residual_log), (np.sqrt(t), found.residual_sqrt)):
+        fitted = np.polyval(np.polyfit(regressor, mean, 1), regressor)
+        assert residual == pytest.approx(np.sqrt(((mean - fitted) ** 2).mean()) / np.ptp(mean))
+    alone = growth(t, np.log(t)[None])
+    assert (alone.model, alone.share_log) == ("undecided", 1.0)
+
+
 def test_log_against_sqrt():
     rng, t = np.random.default_rng(0), np.geomspace(10, 1e4, 40)
     scale = 1 + 0.2 * rng.normal(size=(30, 1))
@@ -210,5 +232,7 @@ def test_a_claim_of_growth_is_judged_in_its_window():
     early = GrowsLike("early", "s", "suboptimality", {}, "log", window=(0, 15)).judge(rows)
     assert (early.verdict, early.measured) == ("fails", 0.0)
     assert GrowsLike("early", "s", "suboptimality", {}, "sqrt", window=(0, 15)).judge(rows).verdict == "holds"
+    inclusive = GrowsLike("four", "s", "suboptimality", {}, "log", window=(32, 256)).judge(rows)
+    assert inclusive.verdict == "holds"
     with pytest.raises(MissingData, match="fewer than four values of queries"):
         GrowsLike("few", "s", "suboptimality", {}, "log", window=(100, 300)).judge(rows)

@@ -74,6 +74,12 @@ def test_ragged_worlds_number_their_items_by_context():
         logged_duels(duels.assign(l="u"), world, context="q", first="l", second="r", preferred="p")
 
 
+def test_a_duel_without_an_opponent_is_refused():
+    duels = pd.DataFrame({"prompt": ["b", "c"], "one": ["z", "x"], "two": ["y", None], "won": [1, 0]})
+    with pytest.raises(ValueError, match="second: column 'two' has 1 missing labels"):
+        logged_duels(duels, build(), context="prompt", first="one", second="two", preferred="won")
+
+
 def test_worlds_without_names_take_positions():
     world = TableWorld(np.log(np.full((2, 3), 1 / 3)))
     frame = pd.DataFrame({"context": [1, 0], "action": [2, 0], "reward": [0.5, 1.0]})
