@@ -613,8 +613,9 @@ def test_rounds_played_in_one_go_are_the_rounds_one_by_one(model, law, kernels, 
     A, d, R = 5, 3, 4
     if law == "ragged":
         offered = np.array([[1, 1, 1, 0, 1], [1, 1, 0, 0, 1.0]])
-        features, table = np.random.default_rng(0).normal(size=(2, A, d)), offered / offered.sum(-1, keepdims=True)
-        world = LinearWorld(2, A, d, features=features, reference=table)
+        features = np.random.default_rng(0).exponential(size=(2, A, d))
+        table = offered / offered.sum(-1, keepdims=True)  # what is not offered has features, hence a reward, of 0
+        world = LinearWorld(2, A, d, features=features, theta=-np.ones(d), reference=table)
     elif law == "pool":
         world = LinearWorld(6, A, d)
     else:
@@ -670,6 +671,29 @@ def test_what_is_kept_and_batches_are_not_played_in_one_go(options, monkeypatch)
     names = ["cumulative_reward_regret"]  # which alone does not forbid it
     kept = run(problem, algorithms.create("linucb"), rounds=30, replicates=2, metrics=names, record=[20], **options)
     assert not options.get("keep_data") or len(kept.data) == 2 * 30
+
+
+class Asked:
+    """A user's annotator, which only answers what it is asked."""
+
+    feedback, n_select = "reward", 1
+
+    def bind(self, instance: Any) -> "Asked":
+        self.bound = NoisyReward(0.5).bind(instance)
+        return self
+
+    def respond(self, contexts: Contexts, actions: torch.Tensor, draws: Any) -> torch.Tensor:
+        return self.bound.respond(contexts, actions, draws)
+
+
+def test_rounds_are_not_played_in_one_go_where_the_annotator_only_answers():
+    regrets = []
+    for oracle in (Asked(), NoisyReward(0.5)):
+        problem, names = Problem(LinearWorld(4, 5, 3), untyped(oracle), 1.0), ["cumulative_reward_regret"]
+        regrets.append(
+            simulate(problem, algorithms.create("linucb"), rounds=30, replicates=2, metrics=names, record=[20]).frame()
+        )
+    np.testing.assert_allclose(regrets[0]["value"], regrets[1]["value"], rtol=1e-9)
 
 
 def test_a_recorded_round_is_played_by_itself_where_a_metric_is_of_what_is_played(monkeypatch):
