@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from simbandit.guarantees import GrowsLike, MissingData, burn_in_sensitivity, complexity, growth, queries_to
 from simbandit.guarantees.sample_complexity import QueriesTo
@@ -127,6 +128,18 @@ def test_the_bootstrap_of_the_exponent_is_that_of_all_resamples(missed):
     assert found.exponent == tuple(found.burn_in[["exponent", "low", "high"]].iloc[0])
 
 
+def test_the_bootstrap_draws_as_many_replicates_as_there_are():
+    """Where all reach the coarse epsilon at once the slope grows with the fine one's median, whose bootstrap law is
+    binomial: at most the k-th of 30 counts when at least 15 of 30 draws are among the first k."""
+    counts, k = np.arange(1, 400), np.arange(1, 31)
+    first = np.stack([np.full(30, 10), 20 + 7 * k], axis=1).astype(float)
+    found = complexity(frame(steps(first, counts), counts), EPSILONS[:2].tolist(), resamples=20_000).exponent
+    slopes, law, q = np.log(first[:, 1] / 10) / np.log(4), stats.binom.sf(14, 30, k / 30), expanded_percentiles(30)[0]
+    for end, share in ((found.low, q), (found.high, 1 - q)):
+        lowest, highest = (slopes[np.searchsorted(law, share + shift)] for shift in (-0.2 * q, 0.2 * q))
+        assert lowest - 1e-9 <= float(end) <= highest + 1e-9
+
+
 def test_one_replicate_bounds_no_exponent_and_medians_of_zero_have_none():
     counts = np.array([0, 1, 2, 4, 8, 16, 32])
     found = complexity(frame(steps(np.array([[0.0, 2, 32]]), counts), counts), EPSILONS.tolist())
@@ -231,7 +244,8 @@ def test_a_claim_of_growth_is_judged_in_its_window():
     assert (late.verdict, late.measured) == ("holds", 1.0)
     early = GrowsLike("early", "s", "suboptimality", {}, "log", window=(0, 15)).judge(rows)
     assert (early.verdict, early.measured) == ("fails", 0.0)
-    assert GrowsLike("early", "s", "suboptimality", {}, "sqrt", window=(0, 15)).judge(rows).verdict == "holds"
+    root = GrowsLike("early", "s", "suboptimality", {}, "sqrt", window=(0, 15)).judge(rows)
+    assert (root.verdict, root.measured) == ("holds", 1.0)
     inclusive = GrowsLike("four", "s", "suboptimality", {}, "log", window=(32, 256)).judge(rows)
     assert inclusive.verdict == "holds"
     with pytest.raises(MissingData, match="fewer than four values of queries"):
