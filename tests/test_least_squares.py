@@ -142,3 +142,17 @@ def test_a_model_that_plays_ends_as_one_that_observes(models, common, kernels, m
         reference.observe(phi[each, t, a][:, None], outcomes[each, t, a][:, None], a[:, None])
     assert len(actions.unique()) == A
     same(mine, reference)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("models", [A, None])
+def test_a_model_that_plays_breaks_the_ties_of_every_round_by_its_own_uniform(models, kernels, monkeypatch):
+    """Where nothing is to be seen all actions are tied, in every round of every block."""
+    if kernels and not compiled.AVAILABLE:
+        pytest.skip("the extra `compiled` (numba) is not installed")
+    monkeypatch.setattr(compiled, "AVAILABLE", kernels)
+    phi, rng = torch.zeros(R, 37, A, D).double(), np.random.default_rng(10)
+    outcomes, uniforms = torch.from_numpy(rng.normal(size=(R, 37, A))), torch.from_numpy(rng.uniform(size=(R, 37)))
+    contexts = Contexts(ref_log_probs=torch.zeros(R, 37, A).double())
+    actions = play(LeastSquares(R, D, 0.3, arms=models), 0.8, phi, contexts, outcomes, uniforms)
+    assert torch.equal(actions, (uniforms * A).long())
