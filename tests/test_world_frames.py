@@ -58,10 +58,10 @@ def test_the_order_of_rows_and_the_kind_of_labels_do_not_matter():
     assert all(type(name) is int for name in build(numbered).context_names)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".CSV", ".parquet"])
 def test_files_give_the_same_world(tmp_path, suffix):
     path = tmp_path / f"table{suffix}"
-    FRAME.to_csv(path, index=False) if suffix == ".csv" else FRAME.to_parquet(path)
+    FRAME.to_csv(path, index=False) if suffix.lower() == ".csv" else FRAME.to_parquet(path)
     assert build(path) == build() == build(str(path))
 
 
@@ -107,6 +107,12 @@ def changed(column, values) -> pd.DataFrame:
             r"frame: one row per .* \('b', 'x'\) occurs twice \(1 such",
         ),
         (changed("prompt", [None, *"abcde"]), {}, r"context: column 'prompt' has 1 missing labels"),
+        (changed("model", [*"zxyz", None, "y"]), {}, r"action: column 'model' has 1 missing labels"),
+        (
+            pd.concat([FRAME, FRAME.iloc[[2]].assign(score=0.2)]),
+            {},
+            r"frame: one row per .* \('b', 'x'\) occurs twice \(1 such",
+        ),
         (changed("score", "good"), {}, r"reward: column 'score' must hold numbers"),
         (
             changed("score", [0, 1, np.nan, 0, 0, 0]),
@@ -132,11 +138,16 @@ def test_frames_that_are_refused(frame, changes, message):
         build(frame, **changes)
 
 
-def test_labels_that_would_fill_the_memory_are_refused():
+def test_labels_that_would_fill_the_memory_are_refused(monkeypatch):
     n = 50_000
     frame = pd.DataFrame({"prompt": np.arange(n), "model": np.arange(n), "score": 0.0})
     with pytest.raises(ValueError, match=r"context, action: 50,000 contexts x 50,000 actions would need"):
         build(frame, features=None)
+    small, limit = frame.iloc[:100], 8 * 100 * 100 * 4  # four numbers a cell: reference, reward and two features
+    monkeypatch.setattr("simbandit.worlds.arrays.MEMORY_LIMIT", limit)
+    build(small.assign(f0=1.0, f1=2.0))
+    with pytest.raises(ValueError, match="context, action: 100 contexts x 100 actions would need"):
+        build(small.assign(f0=1.0, f1=2.0, f2=3.0), features=["f0", "f1", "f2"])
 
 
 def test_unreadable_files_are_named(tmp_path):
