@@ -257,6 +257,7 @@ BAD_FRAMES = {
     "text for an id": (frame(context=["a", 0, 0]), "context must be an integer in [0, 9), row 'u' has 'a'"),
     "missing id": (frame(context=[None, 0, 0]), "context must be an integer in [0, 9), row 'u' has nan"),
     "no probability": (frame(preferred=[0, 1.2, 0]), "preferred must be a probability in [0, 1], row 'v' has 1.2"),
+    "below 0": (frame(preferred=[0, 1, -0.2]), "preferred must be a probability in [0, 1], row 'w' has -0.2"),
     "nan label": (frame(preferred=[0, np.nan, 0]), "preferred must be a probability in [0, 1], row 'v' has nan"),
     "missing label": (frame(preferred=[0, 1, pd.NA]), "preferred must be a probability in [0, 1], row 'w' has <NA>"),
     "missing integer": (
