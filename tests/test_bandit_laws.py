@@ -384,6 +384,27 @@ def test_tables_count_every_context_apart_and_labels_as_they_are(name):
         assert torch.equal(*pairs)
 
 
+def test_double_thompson_draws_once_for_a_pair():
+    """What one action of a match wins the other loses: by Monte Carlo, 5 standard errors (draws of its own for either
+    order would make the second action first in .61 and not .56)."""
+    algorithm: Any = algorithms.create("double_thompson")
+    pool = LinearWorld(1, 3, 2).instance(20_000, Draws(0, 20_000)).pool
+    state, rng = algorithm.init(setting_of(LinearWorld(1, 3, 2), replicates=20_000)), np.random.default_rng(3)
+    wins = np.array([[0, 5, 5], [5, 0, 12], [5, 5, 0]])
+    state.wins = torch.from_numpy(wins).double().expand(20_000, 1, 3, 3).clone()
+    state.count = state.wins + state.wins.mT
+    contexts = Contexts(index=torch.zeros(20_000, 1, dtype=torch.int64), pool=pool)
+    first = algorithm.select(state, contexts, Draws(0, 20_000).at(0))[:, 0, 0].numpy()
+    won = np.zeros((200_000, 3))
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        beats = rng.beta(wins[i, j] + 1, wins[j, i] + 1, size=200_000) > 0.5
+        won[:, i] += beats
+        won[:, j] += ~beats
+    best = won == won.max(1, keepdims=True)
+    expected = (best / best.sum(1, keepdims=True)).mean(0)
+    np.testing.assert_allclose(np.bincount(first, minlength=3) / 20_000, expected, atol=5 * 0.0037)
+
+
 def test_double_thompson_plays_no_match_against_what_is_not_offered():
     """Of three actions the last is absent: the first duellist is 0 as often as a Beta(7, 5) draw exceeds 1/2."""
     algorithm: Any = algorithms.create("double_thompson")

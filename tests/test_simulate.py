@@ -666,7 +666,7 @@ def test_in_one_go_the_average_policy_is_that_of_the_recorded_rounds():
 
 @pytest.mark.parametrize("options", [{"keep_data": True}, {"batch_size": 2}])
 def test_what_is_kept_and_batches_are_not_played_in_one_go(options, monkeypatch):
-    monkeypatch.setattr(LinUCB, "play", None)
+    monkeypatch.setattr(LinUCB, "play", lambda *given: pytest.fail("several rounds were played in one go"))
     problem = Problem(LinearWorld(4, 5, 3), NoisyReward(0.5), 1.0)
     names = ["cumulative_reward_regret"]  # which alone does not forbid it
     kept = run(problem, algorithms.create("linucb"), rounds=30, replicates=2, metrics=names, record=[20], **options)
