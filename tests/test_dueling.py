@@ -93,6 +93,8 @@ def test_the_widths_matrix_and_the_theorys_radius_know_every_duel_and_their_own_
     state, algorithm, _ = trained(name, radius="theory", ridge=0.7, matrix_ridge=0.3)
     duels, eye = state.model.duels, torch.eye(3).double()
     torch.testing.assert_close(algorithm.init(state.setting).inverse, (eye / 0.3).expand(2, 3, 3))
+    first = np.sqrt(np.log(20)) + np.sqrt(0.3) * 2 if name == "ginop" else np.sqrt(np.log(20)) * (2 + 2 * np.cosh(4.0))
+    assert algorithm.init(state.setting).radius == pytest.approx(first)
     p = torch.sigmoid((duels.differences * state.model.theta[:, None]).sum(-1))
     slope = p * (1 - p) if name == "ginop" else torch.ones_like(p)
     V = 0.3 * eye + torch.einsum("ru,rud,rue->rde", duels.count * slope, duels.differences, duels.differences)
