@@ -220,16 +220,18 @@ def test_exp4_adds_up_the_losses_of_a_batch_and_ignores_actions_that_none_of_its
     """Those can only come from logs; default step sqrt(2 log E / (A T)) with T = 100 rounds of 3."""
     setting = simulate_setting(LinearWorld(3, 4, 2, theta_norm=1.0), reward_range=(0.0, 1.0), batch_size=3)
     laws = np.array([[0.2, 0.8, 0.0, 0.0], [0.6, 0.3, 0.1, 0.0]])
+    laws = np.stack([laws, laws[:, [1, 0, 2, 3]], laws], axis=1)  # (E, X, A)
     with np.errstate(divide="ignore"):
         experts = tuple(Tabular(torch.from_numpy(np.log(law)).expand(2, 3, 4)) for law in laws)
     algorithm: Any = algorithms.create("exp4", policies=experts)
     a, r = np.array([[0, 1, 3], [2, 0, 0]]), np.array([[0.5, 0.25, 0.0], [1.0, 0.0, 0.75]])
-    contexts = Contexts(index=torch.tensor([[0, 2, 1], [1, 1, 0]]), pool=setting.contexts)
-    state, _ = algorithm.update(
-        algorithm.init(setting), contexts, torch.from_numpy(a)[..., None], torch.from_numpy(r), DRAWS.at(0)
-    )
+    index = torch.tensor([[0, 2, 1], [1, 1, 0]])
+    contexts = Contexts(index=index, pool=setting.contexts)
+    state = algorithm.init(setting)
+    algorithm.select(state, Contexts(index=index.flip(0), pool=setting.contexts), DRAWS.at(0))  # others
+    state, _ = algorithm.update(state, contexts, torch.from_numpy(a)[..., None], torch.from_numpy(r), DRAWS.at(0))
     mean = np.where(laws.mean(0) > 0, laws.mean(0), 1.0)
-    losses = np.einsum("erb,rb->re", (laws / mean)[:, a], 1 - r)
+    losses = np.einsum("erb,rb->re", (laws / mean)[:, index.numpy(), a], 1 - r)
     odds = state.policy.log_weights[:, 0] - state.policy.log_weights[:, 1]
     np.testing.assert_allclose(odds, -np.sqrt(2 * np.log(2) / 1200) * (losses[:, 0] - losses[:, 1]), rtol=1e-9)
 

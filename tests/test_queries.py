@@ -99,6 +99,8 @@ def test_adpos_policy_is_the_gibbs_policy_of_its_model_and_may_be_who_plays():
         pool: Any = setting.contexts
         gibbs = torch.log_softmax(pool.ref_log_probs + torch.einsum("rxad,rd->rxa", pool.features, theta) / 0.2, -1)
         torch.testing.assert_close(algorithm.policy(state).log_probs(pool), gibbs)
+        implied = contexts.rows(0.2 * (gibbs - pool.ref_log_probs)).gather(-1, first)
+        torch.testing.assert_close(algorithm._margin(state, contexts, first), implied[..., 0] - implied[..., 1])
         played[players] = algorithm.select(state, contexts, DRAWS.at(1))
         uniforms = [DRAWS.at(1).uniform(f"player{i}", 40) for i in (0, 1)]
         law = contexts.rows(gibbs if players == "current" else pool.ref_log_probs)
