@@ -325,10 +325,7 @@ def play_own(
                     theta[r, a, i] += v[i] * error
                     for s in range(T):
                         inner[s] += v[i] * x[k, i, s]
-                inner[: t + 1] = (
-                    0.0  # all of the block, in loops whose length is known: twice as fast as the rest of it
-                )
-                for s in range(T):
+                for s in range(T):  # the past too, which is not read again: loops of one length are twice as fast
                     squares[a, s] -= inner[s] * inner[s]
                     means[a, s] += inner[s] * error
                 for i in range(d):
