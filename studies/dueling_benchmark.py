@@ -150,7 +150,8 @@ def _c(rule: str, scale: float) -> dict[str, Any]:
     return {"setup": CODE, "scale": scale, "rule": rule}
 
 
-PAPER_F, PAPER_V, NOTE = "GINOP, section F, read second hand", "2310.00968, figure 1, read second hand", "own earlier runs"
+PAPER_F, PAPER_V = "GINOP, section F, read second hand", "2310.00968, figure 1, read second hand"
+NOTE = "own earlier runs"
 LEVELS = {MAXINP: 824, PAIR: 494, COLSTIM: 509, VACDB: 1178}  # at scale 1; at the others the orderings count
 CLAIMS = (
     *(

@@ -19,8 +19,8 @@ on random features (the plan .36, APO .33, uniform pairs .42 at T = 400): that t
 decided (it was, barely, when designs started from other candidates and stopped at another design of the same
 certificate), nor that it is as good as APO to 10 %; its slope is -.55, and a batch of 50 costs nothing visible. One
 claim fails: BALD, which looks at the answers and asks where the label is least certain given theta, beats APO (.25
-against .33), although APO is the rule with the worst-context guarantee; coreset (.39), which has asked all 300 pairs by T = 300 and
-asks at random from then on, does not separate from APO.
+against .33), although APO is the rule with the worst-context guarantee; coreset (.39), which has asked all 300 pairs by
+T = 300 and asks at random from then on, does not separate from APO.
 """
 
 from __future__ import annotations
