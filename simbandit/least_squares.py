@@ -185,8 +185,8 @@ class Ahead:
 
     Means, squared widths and V^-1 phi of all contexts and arms are products of whole matrices, which are read once.
     What is observed on the way is kept as v = V^-1 phi / sqrt(1 + ||phi||^2_inverse), which corrects what follows by
-    inner products alone; `close` writes the rank-one updates, of the chosen arms' matrices only: delayed updates, as in
-    blocked factorisations. The same numbers as round by round, to rounding.
+    inner products alone, and `close` writes all rank-one updates in one product: delayed updates, as in blocked
+    factorisations. The same numbers as round by round, to rounding.
     """
 
     def __init__(self, model: LeastSquares, phi: Tensor):
@@ -231,16 +231,13 @@ class Ahead:
 
     def close(self) -> None:
         """Tells the model."""
-        model = self._model
+        model, (R, B, d) = self._model, self._v.shape
         v, played, error, growth = map(tensor, (self._v, self._played, self._error, self._growth))
-        for b, arm in enumerate(native(played.argmax(-1).mT)[1]):
-            at = (self._each, arm)
-            matrix = model._array[at]
-            tensor(matrix).addcmul_(v[:, b, :, None], v[:, b, None], value=-1.0)
-            model._array[at] = matrix
+        updates = (played[..., None] * v[:, :, None]).view(R, B, -1)
+        model.inverse.view(R, -1, d).baddbmm_(updates.mT, v, alpha=-1)
         tensor(model._theta).add_(played.mT @ (error[..., None] * v))
         model._log_det.add_((played.mT @ growth.log()[..., None])[..., 0])
-        model.n += len(error.mT)
+        model.n += B
 
 
 def linear(phi: Tensor, theta: Tensor) -> Tensor:
