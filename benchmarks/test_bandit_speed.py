@@ -53,8 +53,8 @@ def linucb(model: Model, dim: int, arms: int, rounds: int, replicates: int) -> A
 def test_linucb_end_to_end_against_a_numpy_loop(
     benchmark: Any, model: Model, dim: int, arms: int, rounds: int, replicates: int, promised: float
 ) -> None:
-    """us per round and replicate. The loop's time excludes its draws, which cost more than learning: at d = 64, K = 50
-    the 3,200 normals of a round alone take most of ours."""
+    """us per round and replicate. The loop's time excludes its draws, which cost more than learning where every action
+    has features of its own: at d = 64, K = 50 the 3,200 normals of a round alone take most of ours."""
     ours, loops, ours_regret, loop_regret = [], [], 0.0, []
     for repetition in range(3):
         start = time.perf_counter()
